@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* bitaxon.h - all public headers of libbitaxon. */
+#ifndef BITAXON_BITAXON_H
+#define BITAXON_BITAXON_H
+
+#include <bitaxon/base.h>
+#include <bitaxon/cache.h>
+#include <bitaxon/convert.h>
+#include <bitaxon/host.h>
+#include <bitaxon/model.h>
+#include <bitaxon/session.h>
+#include <bitaxon/source.h>
+#include <bitaxon/tokenizer.h>
+#include <bitaxon/version.h>
+
+#endif
