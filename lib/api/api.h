@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* api.h - the handles behind the public pointers, and the habits of the exported
+ * functions: check arguments, copy parameter structs, count references, then call the
+ * floors below. Nothing else in the library knows these structs. */
+#ifndef BXN_API_H
+#define BXN_API_H
+
+#include <bitaxon/bitaxon.h>
+
+#include "import/import.h"
+#include "session/bxn_session.h"
+#include "tokenizer/bxn_tokenizer.h"
+
+/* Immutable once opened, but for the counters of mem and refs. */
+struct bitaxon_model {
+    bxn_mem mem; /* the account of the model and of everything made from it */
+    _Atomic uint32_t refs;
+    bxn_model core;
+    bxn_loaded loaded;
+    bxn_bundle *bundle; /* keeps mappings; NULL when nothing is used in place */
+    char where[256];    /* the path, cut if long */
+    bxn_tokenizer *tokenizer;
+    uint64_t mapped_bytes;
+    uint64_t parameters, active_parameters;
+    bool has_weights;
+    bool packed;
+};
+
+struct bitaxon_cache {
+    _Atomic uint32_t refs; /* the host's, and the session's it serves */
+    atomic_int attached;   /* serves a session */
+    bitaxon_model *model;
+    bxn_cache core;
+};
+
+struct bitaxon_session {
+    bitaxon_model *model;
+    bitaxon_cache *cache;
+    bxn_session core;
+};
+
+/* Copy a parameter struct given by the host into *out (zeroed, `known` bytes): what the host does
+ * not know is 0; what this library does not know must be 0 (UNSUPPORTED). in NULL gives
+ * zeros. `least` is the size of the first released form. */
+bitaxon_status bxn_copy_params(const void *in, void *out, size_t known, size_t least,
+                               const char *name, bitaxon_error *error);
+/* The other way: copy at most struct_size bytes of a result; struct_size is kept. */
+bitaxon_status bxn_copy_result(const void *in, void *out, size_t known, size_t least,
+                               const char *name, bitaxon_error *error);
+
+void bxn_model_ref(bitaxon_model *model);
+void bxn_cache_unref(bitaxon_cache *cache);
+const bxn_tokenizer *bxn_model_tokenizer(const bitaxon_model *model); /* or NULL */
+bxn_mem *bxn_model_mem(const bitaxon_model *model);
+
+/* NULL handles and pointers: `return bxn_null(error, "model")`. */
+bitaxon_status bxn_null(bitaxon_error *error, const char *what);
+
+#endif

@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* bxn_model.h - a model in memory: its configuration, a flat list of sublayers, and the
+ * pass through them. It knows no file; import fills it. */
+#ifndef BXN_MODEL_H
+#define BXN_MODEL_H
+
+#include "ops/ops.h"
+
+/* config.json of Bit-Axon, validated (spec 1.1). Integers are in the ranges that
+ * bxn_config_check states, so that products of any three fit in 64 bits. */
+typedef struct bxn_config {
+    uint32_t vocab_size;           /* V */
+    uint32_t hidden_dim;           /* D */
+    uint32_t num_layers;
+    uint32_t num_heads;            /* H, divides D */
+    uint32_t d_source_model;       /* S */
+    uint32_t ssm_d_state;          /* N */
+    uint32_t ssm_d_conv;           /* K */
+    uint32_t ssm_expand;           /* E / D */
+    uint32_t ssm_scan_step;
+    uint32_t swa_window_size;      /* W */
+    uint32_t moe_num_experts;      /* X */
+    uint32_t moe_top_k;            /* k <= X */
+    uint32_t moe_intermediate_dim; /* I */
+    uint32_t max_seq_len;
+    bool moe_shared_expert;
+    bool weight_tying;
+    bool final_norm; /* extension: RMSNorm before output_proj, tensor final_norm.weight */
+    double rms_norm_eps;
+    double rope_theta; /* extension: 0 off */
+} bxn_config;
+
+typedef enum bxn_layer_kind { BXN_LAYER_SSM, BXN_LAYER_SWA_MOE, BXN_LAYER_SSM_MOE } bxn_layer_kind;
+
+/* The values of spec 1.1, column `default`. */
+void bxn_config_default(bxn_config *config);
+/* Ranges and relations; INVALID_ARGUMENT naming the key and both values. `what` names the source. */
+bitaxon_status bxn_config_check(const bxn_config *config, const char *what, bitaxon_error *error);
+/* Thirds: floor(n / 3) SSM, as many SWA + MoE, the rest SSM + MoE. */
+bxn_layer_kind bxn_config_layer(const bxn_config *config, uint32_t layer);
+/* What a model of this configuration will have (as bxn_model_number counts it). */
+size_t bxn_config_state_floats(const bxn_config *config);
+uint32_t bxn_config_attention_layers(const bxn_config *config);
+/* Exact numbers of parameters; a tied head counts once, `untied` adds it. */
+void bxn_config_parameters(const bxn_config *config, bool untied, uint64_t *total, uint64_t *active);
+
+typedef enum bxn_op { BXN_OP_SSM = 1, BXN_OP_ATTENTION, BXN_OP_MOE } bxn_op;
+
+/* x += op(rmsnorm(x, norm)) */
+typedef struct bxn_sublayer {
+    bxn_op op;
+    uint32_t layer; /* for messages */
+    const float *norm; /* [D] */
+    union {
+        bxn_ssm ssm;
+        bxn_attention attention;
+        bxn_moe moe;
+    } u;
+} bxn_sublayer;
+
+typedef struct bxn_model {
+    bxn_config config;
+    bxn_weight embed;       /* [V, S] */
+    bxn_weight input_proj;  /* [D, S] */
+    bxn_weight output_proj; /* [S, D] */
+    bxn_weight head;        /* [V, S]; the embedding again when tied */
+    bool tied;
+    const float *final_norm; /* [D] or NULL */
+    bxn_sublayer *sublayers;
+    uint32_t sublayer_count;
+    uint32_t ssm_count, attention_count;
+    size_t state_floats;    /* scan states and tails of all SSM sublayers */
+    uint8_t fingerprint[16];
+    bxn_kernels kernels;
+    bxn_pool *pool;
+} bxn_model;
+
+/* Fill state_offset of every SSM sublayer, kv_index, counts and state_floats. */
+void bxn_model_number(bxn_model *model);
+
+/* Bytes of a workspace for sequences of at most max_tokens; then make and free it. */
+size_t bxn_workspace_bytes(const bxn_config *config, uint64_t max_tokens);
+bitaxon_status bxn_workspace_create(bxn_mem *mem, const bxn_config *config, uint64_t max_tokens,
+                                    bxn_workspace *out, bitaxon_error *error);
+void bxn_workspace_free(bxn_mem *mem, bxn_workspace *ws);
+
+/* One pass: `tokens` [count], count <= BXN_TILE, at position ... position + count - 1.
+ * Reads the scan state state_in and the pages up to position, writes state_out (disjoint) and
+ * the pages from position on; nothing that a later call at `position` reads is lost, so
+ * that a failed or cancelled pass changes nothing. At the end exec->ws->s [count, S] holds
+ * the rows that bxn_head takes. */
+bitaxon_status bxn_forward(const bxn_model *model, const bxn_exec *exec, const int32_t *tokens,
+                           uint32_t count, uint64_t position, const float *state_in,
+                           float *state_out, const bxn_kv_view *kv);
+
+/* Logits [count, V] (rows ldy apart) of rows first ... of the last pass. */
+bitaxon_status bxn_head(const bxn_model *model, const bxn_exec *exec, uint32_t first,
+                        uint32_t count, float *logits, size_t ldy);
+
+#endif

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* ops.h - the operations of a sublayer: linear, norm, selective state space,
+ * attention, mixture of experts, rotary position. Each op reads its parameters,
+ * rows of activations and the state passed to it, and writes into buffers of the
+ * workspace; it allocates nothing. Rows are "[T, K] ld" as in kernels.h. */
+#ifndef BXN_OPS_H
+#define BXN_OPS_H
+
+#include "kernels/kernels.h"
+#include "runtime/runtime.h"
+
+#define BXN_TILE 128 /* tokens that one pass through the layers takes at most */
+
+/* ---- parameters ------------------------------------------------------------------ */
+
+typedef enum bxn_weight_kind { BXN_WEIGHT_NONE = 0, BXN_WEIGHT_DENSE, BXN_WEIGHT_PACKED } bxn_weight_kind;
+
+/* A matrix [rows, cols] in any form that kernels multiply. Views: the model owns or maps the bytes. */
+typedef struct bxn_weight {
+    bxn_weight_kind kind;
+    uint32_t rows, cols;
+    bxn_dense dense;
+    bxn_packed packed;
+} bxn_weight;
+
+/* Vectors padded to a multiple of 16 with zeros are marked E16. */
+typedef struct bxn_ssm {
+    uint32_t channels;     /* E */
+    uint32_t channels16;   /* E16 */
+    uint32_t states;       /* N */
+    uint32_t taps;         /* K */
+    bxn_weight in_proj;    /* [2E, D]: x rows, then z rows */
+    bxn_weight x_proj;     /* [2N+1, E]: B, C, dt */
+    bxn_weight out_proj;   /* [D, E] */
+    const float *conv_weight; /* [K, E16] */
+    const float *conv_bias;   /* [E16] */
+    const float *dt_weight;   /* [E16] */
+    const float *dt_bias;     /* [E16] */
+    const float *a2;          /* [E16/16][N][16] = -exp(A_log) * log2(e) */
+    const float *d;           /* [E16] */
+    size_t state_offset;   /* floats into the scan state: h, then the tail [K-1, E16] */
+} bxn_ssm;
+
+typedef struct bxn_attention {
+    uint32_t heads, head_dim;
+    uint64_t window;
+    float rope_theta; /* 0: no rotary position */
+    bxn_weight q_proj, k_proj, v_proj, o_proj; /* [D, D] */
+    uint32_t kv_index; /* which attention layer, for the place in a page */
+} bxn_attention;
+
+typedef struct bxn_moe {
+    uint32_t experts, top_k, inner;
+    bxn_weight router;                    /* [X, D] */
+    const bxn_weight *gate, *up, *down;   /* [X] of [I, D], [I, D], [D, I] */
+    bool shared;
+    bxn_weight shared_gate;               /* [1, D] */
+    bxn_weight shared_gate_proj, shared_up_proj, shared_down_proj;
+} bxn_moe;
+
+/* ---- key and value pages ---------------------------------------------------------- */
+
+/* How a page of BXN_PAGE tokens is laid out: [kv layers][heads]{K, V}. */
+typedef struct bxn_kv_layout {
+    uint32_t layers, heads, head_dim;
+    uint32_t v_stride;     /* head_dim rounded up to 16 */
+    uint32_t element_bytes; /* 2: f16, 4: f32 */
+    size_t k_bytes, v_bytes; /* of one head of one layer */
+    size_t page_bytes;
+} bxn_kv_layout;
+
+void bxn_kv_layout_init(bxn_kv_layout *layout, uint32_t layers, uint32_t heads, uint32_t head_dim,
+                        uint32_t element_bytes);
+
+/* The pages a pass may read and write: pages[i] holds positions (first + i) * BXN_PAGE ... */
+typedef struct bxn_kv_view {
+    const bxn_kv_layout *layout;
+    void *const *pages;
+    uint64_t first;
+} bxn_kv_view;
+
+/* ---- workspace --------------------------------------------------------------------- */
+
+/* Buffers of one pass; one block of memory, cleared once at creation. Strides in floats. */
+typedef struct bxn_workspace {
+    void *memory;
+    size_t bytes;
+    size_t ld_d, ld_s, ld_e, ld_2e, ld_bcd, ld_i, ld_x, ld_sum, score_stride;
+    float *x;      /* [T, D] residual stream */
+    float *n;      /* [T, D] normed input of the op */
+    float *r;      /* [T, D] result of the op */
+    float *s;      /* [T, S] embeddings; at the end, the rows that the head takes */
+    float *sums;   /* [T * max(top_k, 1), ld_sum] block sums of a linear's input */
+    float *sums2;  /* the same for a second input at the same time */
+    /* state space */
+    float *xz, *xc, *bcd, *y;
+    /* attention */
+    float *q, *k, *v, *o, *scores;
+    /* experts */
+    float *route;       /* [T, X] */
+    float *weight;      /* [T, top_k] */
+    float *shared_s;    /* [T, 1], rows BXN_UNIT_COLS apart */
+    int32_t *picked;    /* [T, top_k] */
+    int32_t *pair_row;  /* [T * top_k] token of each pair, grouped by expert */
+    int32_t *pair_of;   /* [T, top_k] pair index of each pick */
+    int32_t *first;     /* [X + 1] first pair of each expert */
+    float *a, *b;       /* [T * top_k, I] */
+    float *sa, *sb;     /* [T, I] shared expert */
+    float *e;           /* [T * top_k, D] expert results */
+} bxn_workspace;
+
+/* What ops compute with. */
+typedef struct bxn_exec {
+    const bxn_kernels *kernels;
+    bxn_pool *pool;
+    const atomic_int *cancel; /* nullable */
+    bxn_workspace *ws;
+    /* Nullable: called between sublayers from the thread that made the call; not OK ends the pass. */
+    bitaxon_status (*tick)(void *user);
+    void *tick_user;
+    bitaxon_error *error;
+} bxn_exec;
+
+/* ---- operations ---------------------------------------------------------------------- */
+
+/* One product of a job list. */
+typedef struct bxn_linear_job {
+    const bxn_weight *w;
+    bxn_mm_args args;
+} bxn_linear_job;
+
+/* All products of the list in one parallel region: y = x W^T each. CANCELLED, SYSTEM. */
+bitaxon_status bxn_linear_jobs(const bxn_exec *exec, const bxn_linear_job *jobs, uint32_t count);
+/* y[T, rows] = x[T, cols] W^T; block sums of x go to ws->sums when w needs them. */
+bitaxon_status bxn_linear(const bxn_exec *exec, const bxn_weight *w, const float *x, size_t ldx,
+                          uint32_t tokens, float *y, size_t ldy);
+/* Block sums of rows of x [tokens, cols] into out [tokens, ld_sum]. */
+bitaxon_status bxn_linear_sums(const bxn_exec *exec, const float *x, size_t ldx, uint32_t cols,
+                               uint32_t tokens, float *out);
+bool bxn_weight_needs_sums(const bxn_weight *w);
+/* Row `row` as f32 (embedding look-up). out [cols]. */
+void bxn_weight_row(const bxn_weight *w, uint32_t row, float *out);
+
+bitaxon_status bxn_norm(const bxn_exec *exec, const float *x, size_t ldx, const float *w,
+                        uint32_t dim, float eps, uint32_t tokens, float *y, size_t ldy);
+bitaxon_status bxn_residual_add(const bxn_exec *exec, float *x, const float *r, size_t ld,
+                                uint32_t dim, uint32_t tokens);
+
+/* Rotate pairs (i, i + d/2) of a row by position * theta^(-2i/d) (Su et al. 2021). */
+void bxn_rope_row(float *row, uint32_t head_dim, uint64_t position, float theta);
+
+/* ws->n -> ws->r. state_in and state_out are whole scan states (disjoint); the op touches its
+ * part of them only. */
+bitaxon_status bxn_ssm_forward(const bxn_exec *exec, const bxn_ssm *p, uint32_t tokens,
+                               const float *state_in, float *state_out);
+/* ws->n -> ws->r; keys and values of the tokens at `position` ... are written to the pages. */
+bitaxon_status bxn_attention_forward(const bxn_exec *exec, const bxn_attention *p, uint32_t tokens,
+                                     uint64_t position, const bxn_kv_view *kv);
+/* ws->n -> ws->r. FORMAT when a router logit is NaN; `layer` for the message. */
+bitaxon_status bxn_moe_forward(const bxn_exec *exec, const bxn_moe *p, uint32_t tokens,
+                               uint32_t layer);
+
+#endif

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* bxn_session.h - a session: a workspace, a cache it reads into, a sampler's buffers. */
+#ifndef BXN_SESSION_H
+#define BXN_SESSION_H
+
+#include "session/bxn_cache.h"
+#include "tokenizer/bxn_tokenizer.h"
+
+#define BXN_SCORE_ROWS 16 /* rows of logits at a time when scoring */
+
+typedef struct bxn_session {
+    bxn_mem *mem;
+    const bxn_model *model;
+    const bxn_tokenizer *tokenizer; /* nullable */
+    bxn_cache *cache;               /* borrowed */
+    bxn_workspace ws;
+    uint64_t ws_tokens;             /* what the workspace was sized for */
+    bxn_state *spare;               /* exclusive; NULL when the next pass must make one */
+    float *work;                    /* [V] */
+    uint8_t *seen;                  /* [V], zero between calls */
+    bitaxon_candidate *candidates;  /* [V] */
+    float *rows;                    /* [BXN_SCORE_ROWS, V] */
+    atomic_int cancel;
+    bxn_progress progress;
+    uint64_t total; /* tokens of the call at work, for progress */
+    bitaxon_stats stats;
+    uint64_t prefill_began_ns;
+    bool first_pending; /* no token decoded since the last prefill */
+} bxn_session;
+
+/* Accounted bytes of a session without its cache. */
+uint64_t bxn_session_bytes(const bxn_config *config, size_t state_floats, uint64_t max_tokens);
+bitaxon_status bxn_session_init(bxn_session *session, bxn_mem *mem, const bxn_model *model,
+                                const bxn_tokenizer *tokenizer, bxn_cache *cache,
+                                bitaxon_progress_fn progress, void *progress_user,
+                                bitaxon_error *error);
+void bxn_session_release(bxn_session *session);
+
+/* On with another cache (the session's buffers grow when it is longer). */
+bitaxon_status bxn_session_attach(bxn_session *session, bxn_cache *cache, bitaxon_error *error);
+
+/* What a read is for: its time is booked there. */
+typedef enum bxn_read_kind { BXN_READ_PREFILL, BXN_READ_DECODE, BXN_READ_REPLAY } bxn_read_kind;
+
+/* Read tokens in tiles. logits: NULL, or [count, V] to fill. sum: NULL, or the total of the
+ * log-probabilities of the tokens, each given all before it; they go to logprobs [count]
+ * (nullable; 0 for the first token of all, which nothing precedes). */
+bitaxon_status bxn_session_read(bxn_session *session, bxn_read_kind kind, const int32_t *tokens,
+                                size_t count, float *logits, float *logprobs, double *sum,
+                                bitaxon_error *error);
+bitaxon_status bxn_session_step(bxn_session *session, int32_t *token, bitaxon_error *error);
+bitaxon_status bxn_session_return(bxn_session *session, uint64_t position, bitaxon_error *error);
+bitaxon_status bxn_session_run(bxn_session *session, const bitaxon_generate_params *params,
+                               bitaxon_generate_result *result, bitaxon_error *error);
+
+/* FORMAT when a logit is NaN or +infinity. */
+bitaxon_status bxn_sampler_check(const float *logits, uint32_t vocab, bitaxon_error *error);
+/* The next token by the cache's sampler settings. */
+bitaxon_status bxn_sampler_draw(bxn_session *session, int32_t *token, bitaxon_error *error);
+double bxn_log_sum_exp(const float *logits, uint32_t vocab);
+/* The `count` best with log-probabilities; returns how many. */
+uint32_t bxn_top_logprobs(const float *logits, uint32_t vocab, uint32_t count, bitaxon_candidate *out);
+
+#endif

@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* session.c - reading tokens: tiles of BXN_TILE through bxn_forward, one commit each. Memory
+ * does not grow with the prompt, and a failure or a cancel leaves the position at the
+ * end of the last tile. */
+#include "session/bxn_session.h"
+
+#include <math.h>
+#include <string.h>
+
+static uint64_t buffers_bytes(uint32_t vocab)
+{
+    return bxn_alloc_cost(vocab * sizeof(float)) + bxn_alloc_cost(vocab) +
+           bxn_alloc_cost(vocab * sizeof(bitaxon_candidate)) +
+           bxn_alloc_cost((size_t)BXN_SCORE_ROWS * vocab * sizeof(float));
+}
+
+uint64_t bxn_session_bytes(const bxn_config *config, size_t state_floats, uint64_t max_tokens)
+{
+    return buffers_bytes(config->vocab_size) + bxn_alloc_cost(bxn_workspace_bytes(config, max_tokens)) +
+           bxn_cache_state_bytes(config, state_floats);
+}
+
+bitaxon_status bxn_session_init(bxn_session *session, bxn_mem *mem, const bxn_model *model,
+                                const bxn_tokenizer *tokenizer, bxn_cache *cache,
+                                bitaxon_progress_fn progress, void *progress_user,
+                                bitaxon_error *error)
+{
+    size_t vocab = model->config.vocab_size;
+    void *memory;
+    memset(session, 0, sizeof *session);
+    session->mem = mem;
+    session->model = model;
+    session->tokenizer = tokenizer;
+    session->cache = cache;
+    session->progress = (bxn_progress){ progress, progress_user, BITAXON_STAGE_PREFILL, 0, 1 };
+    session->stats.struct_size = sizeof session->stats;
+    session->ws_tokens = cache->max_tokens;
+    bitaxon_status status = bxn_workspace_create(mem, &model->config, cache->max_tokens, &session->ws, error);
+    if (status == BITAXON_OK)
+        status = bxn_state_create(mem, model, &session->spare, error);
+    if (status == BITAXON_OK) {
+        status = bxn_alloc(mem, vocab * sizeof(float), "sampler", &memory, error);
+        session->work = memory;
+    }
+    if (status == BITAXON_OK) {
+        status = bxn_calloc(mem, vocab, "sampler", &memory, error);
+        session->seen = memory;
+    }
+    if (status == BITAXON_OK) {
+        status = bxn_alloc(mem, vocab * sizeof(bitaxon_candidate), "sampler", &memory, error);
+        session->candidates = memory;
+    }
+    if (status == BITAXON_OK) {
+        status = bxn_alloc(mem, BXN_SCORE_ROWS * vocab * sizeof(float), "rows of logits", &memory, error);
+        session->rows = memory;
+    }
+    if (status != BITAXON_OK)
+        bxn_session_release(session);
+    return status;
+}
+
+void bxn_session_release(bxn_session *session)
+{
+    bxn_mem *mem = session->mem;
+    if (mem == NULL)
+        return;
+    size_t vocab = session->model->config.vocab_size;
+    bxn_free(mem, session->rows, BXN_SCORE_ROWS * vocab * sizeof(float));
+    bxn_free(mem, session->candidates, vocab * sizeof(bitaxon_candidate));
+    bxn_free(mem, session->seen, vocab);
+    bxn_free(mem, session->work, vocab * sizeof(float));
+    bxn_state_unref(mem, session->model, session->spare);
+    bxn_workspace_free(mem, &session->ws);
+    memset(session, 0, sizeof *session);
+}
+
+bitaxon_status bxn_session_attach(bxn_session *session, bxn_cache *cache, bitaxon_error *error)
+{
+    if (cache->max_tokens > session->ws_tokens) {
+        bxn_workspace larger;
+        bitaxon_status status =
+            bxn_workspace_create(session->mem, &session->model->config, cache->max_tokens, &larger, error);
+        if (status != BITAXON_OK)
+            return status;
+        bxn_workspace_free(session->mem, &session->ws);
+        session->ws = larger;
+        session->ws_tokens = cache->max_tokens;
+    }
+    session->cache = cache;
+    return BITAXON_OK;
+}
+
+static bitaxon_status tick(void *user)
+{
+    bxn_session *session = user;
+    return bxn_progress_step(&session->progress, session->progress.done, NULL, NULL);
+}
+
+/* Log-probabilities of tile[0 .. count), from the rows that precede each. */
+static bitaxon_status score_tile(bxn_session *session, const bxn_exec *exec, const int32_t *tile,
+                                 uint32_t count, float *logprobs, double *sum, bitaxon_error *error)
+{
+    const bxn_cache *cache = session->cache;
+    uint32_t vocab = session->model->config.vocab_size;
+    for (uint32_t i = 0; i < count; i++) {
+        const float *row = cache->state->logits;
+        if (i > 0) {
+            uint32_t at = (i - 1) % BXN_SCORE_ROWS;
+            if (at == 0) {
+                uint32_t n = count - i < BXN_SCORE_ROWS ? count - i : BXN_SCORE_ROWS;
+                bitaxon_status status = bxn_head(session->model, exec, i - 1, n, session->rows, vocab);
+                if (status != BITAXON_OK)
+                    return status;
+            }
+            row = session->rows + (size_t)at * vocab;
+        } else if (cache->length == 0) {
+            if (logprobs != NULL)
+                logprobs[0] = 0;
+            continue;
+        }
+        double value = (double)row[tile[i]] - bxn_log_sum_exp(row, vocab);
+        if (isnan(value))
+            return bxn_sampler_check(row, vocab, error) != BITAXON_OK
+                       ? BITAXON_FORMAT
+                       : bxn_fail(error, BITAXON_FORMAT, "the model's logits are not sound");
+        *sum += value;
+        if (logprobs != NULL)
+            logprobs[i] = (float)value;
+    }
+    return BITAXON_OK;
+}
+
+static bitaxon_status read_tile(bxn_session *session, const int32_t *tile, uint32_t count, float *logits,
+                                float *logprobs, double *sum, bitaxon_error *error)
+{
+    const bxn_model *model = session->model;
+    bxn_cache *cache = session->cache;
+    uint32_t vocab = model->config.vocab_size;
+    bitaxon_status status = BITAXON_OK;
+    if (session->spare == NULL)
+        status = bxn_state_create(session->mem, model, &session->spare, error);
+    if (status == BITAXON_OK)
+        status = bxn_cache_prepare(cache, count, error);
+    if (status != BITAXON_OK)
+        return status;
+    bool watch = session->progress.fn != NULL && count > 1;
+    bxn_exec exec = { &model->kernels, model->pool, &session->cancel, &session->ws, watch ? tick : NULL, session, error };
+    bxn_kv_view kv = { &cache->layout, cache->data, cache->first_page };
+    status = bxn_forward(model, &exec, tile, count, cache->length, cache->state->scan, session->spare->scan, &kv);
+    double tile_sum = 0;
+    if (status == BITAXON_OK && sum != NULL)
+        status = score_tile(session, &exec, tile, count, logprobs, &tile_sum, error);
+    if (status == BITAXON_OK && logits != NULL)
+        status = bxn_head(model, &exec, 0, count, logits, vocab);
+    if (status == BITAXON_OK && logits != NULL)
+        memcpy(session->spare->logits, logits + (size_t)(count - 1) * vocab, vocab * sizeof *logits);
+    if (status == BITAXON_OK && logits == NULL)
+        status = bxn_head(model, &exec, count - 1, 1, session->spare->logits, vocab);
+    if (status != BITAXON_OK)
+        return status;
+    if (sum != NULL)
+        *sum += tile_sum;
+    bxn_cache_commit(cache, tile, count, &session->spare);
+    return BITAXON_OK;
+}
+
+static void keep_point(bxn_cache *cache)
+{
+    uint64_t last = cache->point_count == 0 ? 0 : cache->points[cache->point_count - 1].position;
+    if (cache->interval == 0 || cache->length - last < cache->interval)
+        return;
+    bitaxon_error error = BITAXON_ERROR_INIT; /* a convenience missed is no failure of the read */
+    if (bxn_cache_point(cache, true, &error) != BITAXON_OK)
+        bxn_log(cache->mem, BITAXON_LOG_WARNING, "no automatic checkpoint at position %llu: %s",
+                (unsigned long long)cache->length, error.message);
+}
+
+bitaxon_status bxn_session_read(bxn_session *session, bxn_read_kind kind, const int32_t *tokens,
+                                size_t count, float *logits, float *logprobs, double *sum,
+                                bitaxon_error *error)
+{
+    bxn_cache *cache = session->cache;
+    uint32_t vocab = session->model->config.vocab_size;
+    for (size_t i = 0; i < count; i++)
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= vocab)
+            return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "token %zu is %d, the vocabulary has 0 to %u", i,
+                            tokens[i], vocab - 1);
+    if (count > cache->max_tokens - cache->length)
+        return bxn_fail(error, BITAXON_LIMIT,
+                        "context: %llu tokens are read, %zu more make %llu, the limit is %llu",
+                        (unsigned long long)cache->length, count, (unsigned long long)(cache->length + count),
+                        (unsigned long long)cache->max_tokens);
+    uint64_t began = bxn_now_ns(session->mem), first = cache->length;
+    if (kind == BXN_READ_PREFILL) {
+        session->prefill_began_ns = began;
+        session->first_pending = true;
+    }
+    session->progress.total = count;
+    session->progress.done = 0;
+    uint64_t saved = bxn_float_enter();
+    bitaxon_status status = BITAXON_OK;
+    if (sum != NULL)
+        *sum = 0;
+    for (size_t at = 0; at < count && status == BITAXON_OK;) {
+        uint32_t n = count - at < BXN_TILE ? (uint32_t)(count - at) : BXN_TILE;
+        status = read_tile(session, tokens + at, n, logits != NULL ? logits + at * vocab : NULL,
+                           logprobs != NULL ? logprobs + at : NULL, sum, error);
+        if (status != BITAXON_OK)
+            break;
+        at += n;
+        keep_point(cache);
+        if (kind != BXN_READ_DECODE)
+            status = bxn_progress_step(&session->progress, at, NULL, NULL);
+    }
+    bxn_float_leave(saved);
+    uint64_t spent = bxn_now_ns(session->mem) - began, read = cache->length - first;
+    bitaxon_stats *stats = &session->stats;
+    if (kind == BXN_READ_PREFILL) {
+        stats->prefill_tokens += read;
+        stats->prefill_ns += spent;
+    } else if (kind == BXN_READ_DECODE) {
+        stats->decode_tokens += read;
+        stats->decode_ns += spent;
+        if (session->first_pending && read != 0) {
+            stats->first_token_ns = bxn_now_ns(session->mem) - session->prefill_began_ns;
+            session->first_pending = false;
+        }
+    } else {
+        stats->replayed_tokens += read;
+        stats->replay_ns += spent;
+    }
+    if (status == BITAXON_CANCELLED) {
+        atomic_store(&session->cancel, 0);
+        return bxn_fail(error, status, "cancelled at position %llu (%llu of %zu tokens were read)",
+                        (unsigned long long)cache->length, (unsigned long long)read, count);
+    }
+    if (status == BITAXON_SYSTEM)
+        return bxn_fail(error, status, "the host's executor failed at position %llu", (unsigned long long)cache->length);
+    return status;
+}
+
+bitaxon_status bxn_session_step(bxn_session *session, int32_t *token, bitaxon_error *error)
+{
+    int32_t chosen;
+    bitaxon_status status = bxn_sampler_draw(session, &chosen, error);
+    if (status == BITAXON_OK)
+        status = bxn_session_read(session, BXN_READ_DECODE, &chosen, 1, NULL, NULL, NULL, error);
+    if (status == BITAXON_OK)
+        *token = chosen;
+    return status;
+}
+
+bitaxon_status bxn_session_return(bxn_session *session, uint64_t position, bitaxon_error *error)
+{
+    bxn_cache *cache = session->cache;
+    if (position > cache->length)
+        return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "rewind to %llu: only %llu tokens are read",
+                        (unsigned long long)position, (unsigned long long)cache->length);
+    bitaxon_status status = bxn_cache_restore(cache, position, error);
+    if (status != BITAXON_OK || cache->length == position)
+        return status;
+    return bxn_session_read(session, BXN_READ_REPLAY, cache->tokens + cache->length,
+                            (size_t)(position - cache->length), NULL, NULL, NULL, error);
+}
