@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tool_signal.c - Ctrl-C and its relatives. The handler notes the signal and cancels the
+ * session at work; commands look at tool_signal() and clean up as after any failure. A
+ * signal that was ignored when the program started stays ignored. */
+#include "tool.h"
+
+#include <signal.h>
+#include <stdatomic.h>
+#include <string.h>
+
+static volatile sig_atomic_t caught;
+static _Atomic(bitaxon_session *) active_session;
+
+static void on_signal(int number)
+{
+    if (caught != 0) {
+        signal(number, SIG_DFL);
+        raise(number);
+        return;
+    }
+    caught = number;
+    bitaxon_session *session = atomic_load(&active_session);
+    if (session != NULL) {
+        bitaxon_session_cancel(session);
+    }
+}
+
+void tool_signals_install(void)
+{
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    sigemptyset(&action.sa_mask);
+    action.sa_handler = SIG_IGN;
+    sigaction(SIGPIPE, &action, NULL);
+    action.sa_handler = on_signal; /* without SA_RESTART: a blocked read returns */
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        struct sigaction old;
+        if (sigaction(numbers[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN) {
+            sigaction(numbers[i], &action, NULL);
+        }
+    }
+}
+
+int tool_signal(void)
+{
+    return (int)caught;
+}
+
+void tool_signal_clear(void)
+{
+    caught = 0;
+}
+
+void tool_signal_session(bitaxon_session *session)
+{
+    atomic_store(&active_session, session);
+    if (session != NULL && caught != 0) {
+        bitaxon_session_cancel(session); /* it came just before */
+    }
+}
