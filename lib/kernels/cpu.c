@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cpu.c - what this processor and its operating system offer. Called when a model is
+ * opened and by the public feature query. A feature counts only when the registers it
+ * needs are saved by the system (xgetbv). Asks for no permission: that a host may use
+ * AMX tiles is decided elsewhere. */
+#include <bitaxon/version.h>
+
+#include "kernels/kernels.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+#define XSTATE_YMM 0x06u   /* SSE and AVX */
+#define XSTATE_ZMM 0xE6u   /* and mask registers, upper halves, registers 16 to 31 */
+#define XSTATE_TILE 0x60000u
+
+static uint64_t enabled_states(void)
+{
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
+
+static int has(uint32_t word, uint32_t bits) { return (word & bits) == bits; }
+
+uint64_t bxn_cpu_detect(void)
+{
+    uint32_t a, b, c, d, b7, d7;
+    const uint32_t osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29, fma = 1u << 12;
+    const uint32_t avx2 = 1u << 5;
+    const uint32_t avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
+    const uint32_t amx = 1u << 22 | 1u << 24 | 1u << 25;               /* BF16, TILE, INT8 */
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !has(c, osxsave))
+        return 0;
+    uint32_t c1 = c;
+    uint64_t states = enabled_states(), features = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b7, &c, &d7))
+        return 0;
+    if (has(c1, avx | f16c | fma) && has(b7, avx2) && (states & XSTATE_YMM) == XSTATE_YMM)
+        features |= BITAXON_CPU_AVX2;
+    if (features != 0 && has(b7, avx512) && (states & XSTATE_ZMM) == XSTATE_ZMM)
+        features |= BITAXON_CPU_AVX512;
+    if (has(d7, amx) && (states & XSTATE_TILE) == XSTATE_TILE)
+        features |= BITAXON_CPU_AMX;
+    return features;
+}
+#elif defined(__aarch64__)
+uint64_t bxn_cpu_detect(void) { return BITAXON_CPU_NEON; }
+#else
+uint64_t bxn_cpu_detect(void) { return 0; }
+#endif

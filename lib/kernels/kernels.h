@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kernels.h - the kernel table: every signature once, with its contract.
+ *
+ * ref/ fills each entry in plain C, x86/ and arm/ overwrite entries in ascending
+ * order of instruction sets; bxn_kernels_init is the only chooser. A kernel never
+ * allocates, locks, logs or fails, and never reads or writes outside the buffers
+ * it is given. Results are independent of how work is cut into calls: an output
+ * element is computed by one fixed order of operations that depends on the shapes
+ * of the model alone, never on the number of tokens in the call (so that any split
+ * of a prompt, any batch and any number of threads give the same bits).
+ *
+ * Activation rows: a row of K values has a stride of at least round_up(K, 128)
+ * floats; the elements from K up to there are zero, readable, and left alone by
+ * kernels that write K values. "[T, K] ld" below means such rows, ld floats apart.
+ */
+#ifndef BXN_KERNELS_H
+#define BXN_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "runtime/dtype.h"
+
+#define BXN_UNIT_ROWS 16  /* output rows of a packed unit */
+#define BXN_UNIT_COLS 128 /* inputs of a packed unit */
+#define BXN_SUB_BLOCK 32  /* inputs summed by one chain before a scale is applied */
+#define BXN_PAGE 64       /* tokens in a page of the attention window */
+#define BXN_QUERIES 4     /* queries that one attention call takes at most */
+
+/* A dense matrix [rows, cols], row-major, in place in a file: data may be unaligned. */
+typedef struct bxn_dense {
+    const void *data;
+    bxn_dtype dtype; /* F32, F16, BF16 */
+    uint32_t rows, cols;
+} bxn_dense;
+
+/* A quantised matrix [rows, cols] in the kernels' layout: units of 16 rows x 128
+ * columns, [row_groups][k_units][unit_bytes], 64-byte aligned. A unit is
+ *   scales [blocks][16]   f16 or f32; block b covers columns b * 128 / blocks ...
+ *   biases [blocks][16]   same type; only when has_bias
+ *   codes  4 bits: [16 vectors][16 lanes] uint32: lane r of vector v holds 8 codes of
+ *                  row r, columns v * 8 .. v * 8 + 7, lowest nibble first
+ *          8 bits: [32 vectors][16 lanes] uint32: lane r of vector v holds 4 signed
+ *                  bytes of row r, columns v * 4 .. v * 4 + 3, lowest byte first
+ * Rows and columns beyond the matrix have scale, bias and code 0 (zero bytes).
+ *
+ * Value: 4 bits: w = scale * table[code] + bias'; 8 bits: w = scale * code + bias'
+ * with bias' = bias + center * scale (affine: codes are stored less their centre,
+ * table[c] = c - center; 8-bit codes are already stored centred) or 0 (NF4).
+ *
+ * Order of a dot product, for each output row and token, all in f32:
+ *   y = 0; for each sub-block j of 32 columns in ascending order:
+ *     p = 0; for k ascending in j: p += value[k] * x[k];
+ *     y += scale * p;  if has_bias: y += bias' * xsum[j].
+ * SIMD tiers use fused multiply-add at each "+=" (and for bias'); plain C need not. */
+typedef struct bxn_packed {
+    const uint8_t *data;
+    uint32_t rows, cols;
+    uint32_t row_groups; /* ceil(rows / 16) */
+    uint32_t k_units;    /* ceil(cols / 128) */
+    uint32_t unit_bytes;
+    uint8_t code_bits;   /* 4 or 8: of the container */
+    uint8_t source_bits; /* 2, 3, 4, 5, 6, 8: of the codes in it; for reports */
+    uint8_t blocks;      /* scale blocks per unit: 1, 2 or 4 (groups of 128, 64, 32) */
+    uint8_t has_bias;    /* affine: 1, NF4: 0 */
+    uint8_t scale_f32;   /* 1: f32 scales and biases, 0: f16 */
+    float center;        /* affine: 2^(source_bits - 1) */
+    float table[16];     /* 4-bit codes */
+} bxn_packed;
+
+static inline uint32_t bxn_unit_scale_bytes(const bxn_packed *w)
+{
+    return (uint32_t)w->blocks * BXN_UNIT_ROWS * (w->scale_f32 ? 4u : 2u) * (w->has_bias ? 2u : 1u);
+}
+
+typedef struct bxn_mm_args {
+    const float *x; /* [*, K] ldx */
+    size_t ldx;
+    const int32_t *rows; /* [count] which row of x belongs to output row m; NULL: m */
+    uint32_t count;      /* tokens */
+    float *y;            /* [count, N] ldy; exactly the columns asked for are written */
+    size_t ldy;
+    const float *xsum; /* [*, ldsum] sums of x over 32 columns, indexed as x; packed with bias only */
+    size_t ldsum;
+} bxn_mm_args;
+
+/* Selective scan of Mamba-1 with the gate, for channels [begin, end), multiples of 16
+ * (Gu & Dao 2023; bit-axon spec 3.1):
+ *   dt = clip(softplus(bcd[t][2N] * dt_weight + dt_bias), 1e-4, 100)
+ *   h[n] = exp2(dt * a2[n]) * h[n] + dt * x * B[t][n]
+ *   y = (sum_n C[t][n] * h[n] + d * x) * z * sigmoid(z)
+ * Channels are padded to 16: parameters of padded channels are 0. */
+typedef struct bxn_scan_args {
+    uint32_t tokens;
+    uint32_t begin, end;
+    uint32_t states;         /* N >= 1 */
+    const float *x;          /* [T, E] ldx: after convolution and SiLU */
+    size_t ldx;
+    const float *z;          /* [T, E] ldz: readable up to E rounded up to 16 */
+    size_t ldz;
+    const float *bcd;        /* [T, 2N+1] ldbcd: B, C, dt */
+    size_t ldbcd;
+    const float *dt_weight;  /* [E16] */
+    const float *dt_bias;    /* [E16] */
+    const float *a2;         /* [E16/16][N][16]: -exp(A_log) * log2(e) */
+    const float *d;          /* [E16] */
+    const float *h_in;       /* [E16/16][N][16] */
+    float *h_out;            /* same layout; h_in or disjoint from it */
+    float *y;                /* [T, E16] ldy; disjoint from x and z */
+    size_t ldy;
+} bxn_scan_args;
+
+/* Causal depthwise convolution and SiLU, for channels [begin, end), multiples of 16:
+ *   c[t][e] = bias[e] + sum_j weight[j][e] * p[t + j][e], p = tail rows then x rows
+ *   y[t][e] = c * sigmoid(c). The sum runs over j ascending. */
+typedef struct bxn_conv_args {
+    uint32_t tokens;
+    uint32_t begin, end;
+    uint32_t taps;       /* K >= 1 */
+    const float *x;      /* [T, E] ldx, readable up to E16 */
+    size_t ldx;
+    const float *tail;   /* [K-1, E16] E16 apart: the K-1 inputs before x */
+    const float *weight; /* [K, E16] */
+    const float *bias;   /* [E16] */
+    size_t e16;          /* channels rounded up to 16 */
+    float *y;            /* [T, E16] ldy */
+    size_t ldy;
+} bxn_conv_args;
+
+/* Attention of one head over a window of cached keys and values.
+ * Query row i stands at position + i and sees keys max(0, p - window + 1) .. p.
+ * Softmax in f32 with the exact maximum first; sums over keys run in fixed blocks of
+ * 16 by absolute position, so that neither paging nor the split of a prompt shows.
+ * In a page, K of this head is [BXN_PAGE/16][head_dim][16] at k_offset (lanes are
+ * keys), V is [BXN_PAGE][v_stride] at v_offset, v_stride = head_dim rounded up to 16. */
+typedef struct bxn_attention_args {
+    const float *q; /* [count, head_dim] ldq, not scaled */
+    size_t ldq;
+    float scale;    /* 1 / sqrt(head_dim) */
+    uint32_t count; /* 1 .. BXN_QUERIES */
+    uint32_t head_dim;
+    uint64_t position;
+    uint64_t window;
+    const void *const *pages; /* pages[p / BXN_PAGE - first_page]; present for all keys seen */
+    uint64_t first_page;
+    size_t k_offset, v_offset; /* bytes */
+    float *scores;             /* scratch [BXN_QUERIES][score_stride] */
+    size_t score_stride;       /* >= window rounded up to 16, + 32 */
+    float *out;                /* [count, head_dim] ldout */
+    size_t ldout;
+} bxn_attention_args;
+
+typedef struct bxn_kernels {
+    /* Rows [16 * group_begin, min(16 * group_end, rows)) of the product. */
+    void (*mm_packed4)(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,
+                       const bxn_mm_args *args);
+    void (*mm_packed8)(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,
+                       const bxn_mm_args *args);
+    /* Rows [row_begin, row_end). Order per output: 16 lane sums over k = lane, lane + 16,
+     * ... ascending, then a fixed tree: lanes i and i + 8, then + 4, + 2, + 1. */
+    void (*mm_f32)(const bxn_dense *w, uint32_t row_begin, uint32_t row_end,
+                   const bxn_mm_args *args);
+    void (*mm_f16)(const bxn_dense *w, uint32_t row_begin, uint32_t row_end,
+                   const bxn_mm_args *args);
+    void (*mm_bf16)(const bxn_dense *w, uint32_t row_begin, uint32_t row_end,
+                    const bxn_mm_args *args);
+    /* out[j] = sum of x[32 j .. 32 j + 31] for j < count (x readable that far). Order:
+     * 16 lanes (x[i] + x[i + 16]), then the tree above. */
+    void (*block_sums)(const float *x, size_t count, float *out);
+    /* y = x / sqrt(mean(x^2) + eps) * w over n values; the sum as in mm_f32. w is f32.
+     * x and y may be the same. */
+    void (*rmsnorm)(const float *x, const float *w, size_t n, float eps, float *y);
+    void (*add)(float *y, const float *x, size_t n);                  /* y += x */
+    void (*scale_add)(float *y, const float *x, float s, size_t n);   /* y += s * x (fused in SIMD) */
+    void (*silu_mul)(float *a, const float *b, size_t n);             /* a = a * sigmoid(a) * b */
+    void (*conv_silu)(const bxn_conv_args *args);
+    void (*scan)(const bxn_scan_args *args);
+    void (*attention_f16)(const bxn_attention_args *args);
+    void (*attention_f32)(const bxn_attention_args *args);
+    /* n floats to f16, round to nearest even, saturated at +-65504, NaN kept. */
+    void (*to_f16)(const float *x, size_t n, uint16_t *y);
+    uint64_t features; /* BITAXON_CPU_* in use */
+} bxn_kernels;
+
+/* What cpuid, xgetbv and the operating system offer: BITAXON_CPU_* bits. */
+uint64_t bxn_cpu_detect(void);
+
+/* Fill every entry for the given features (unknown bits are ignored). */
+void bxn_kernels_init(bxn_kernels *kernels, uint64_t features);
+
+/* Names of the tiers for a feature set, "c", "c avx2", "c avx2 avx512"; static. */
+const char *bxn_kernels_name(uint64_t features);
+
+#endif

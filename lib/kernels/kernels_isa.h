@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kernels_isa.h - the functions behind the kernel table, one set per tier. Included by
+ * the tiers, which define them, and by kernels_init.c, which alone chooses. Each is
+ * bxn_<entry>_<tier> with the signature of its table entry. */
+#ifndef BXN_KERNELS_ISA_H
+#define BXN_KERNELS_ISA_H
+
+#include "kernels/kernels.h"
+
+#define BXN_DECLARE_TIER(tier)                                                                     \
+    void bxn_mm_packed4_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,      \
+                               const bxn_mm_args *args);                                           \
+    void bxn_mm_packed8_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,      \
+                               const bxn_mm_args *args);                                           \
+    void bxn_mm_f32_##tier(const bxn_dense *w, uint32_t row_begin, uint32_t row_end,               \
+                           const bxn_mm_args *args);                                               \
+    void bxn_mm_f16_##tier(const bxn_dense *w, uint32_t row_begin, uint32_t row_end,               \
+                           const bxn_mm_args *args);                                               \
+    void bxn_mm_bf16_##tier(const bxn_dense *w, uint32_t row_begin, uint32_t row_end,              \
+                            const bxn_mm_args *args);                                              \
+    void bxn_block_sums_##tier(const float *x, size_t count, float *out);                          \
+    void bxn_rmsnorm_##tier(const float *x, const float *w, size_t n, float eps, float *y);        \
+    void bxn_add_##tier(float *y, const float *x, size_t n);                                       \
+    void bxn_scale_add_##tier(float *y, const float *x, float s, size_t n);                        \
+    void bxn_silu_mul_##tier(float *a, const float *b, size_t n);                                  \
+    void bxn_conv_silu_##tier(const bxn_conv_args *args);                                          \
+    void bxn_scan_##tier(const bxn_scan_args *args);                                               \
+    void bxn_attention_f16_##tier(const bxn_attention_args *args);                                 \
+    void bxn_attention_f32_##tier(const bxn_attention_args *args);                                 \
+    void bxn_to_f16_##tier(const float *x, size_t n, uint16_t *y)
+
+BXN_DECLARE_TIER(ref);
+BXN_DECLARE_TIER(avx2);
+BXN_DECLARE_TIER(avx512);
+
+#endif

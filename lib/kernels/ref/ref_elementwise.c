@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* ref_elementwise.c - norms, sums, additions, gates and conversions in plain C. Called
+ * through the kernel table by most ops; touches exactly n elements. */
+#include <math.h>
+
+#include "kernels/kernels_isa.h"
+#include "runtime/runtime.h"
+
+static float tree_sum(float lanes[16])
+{
+    for (size_t half = 8; half >= 1; half /= 2)
+        for (size_t i = 0; i < half; i++)
+            lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+void bxn_block_sums_ref(const float *x, size_t count, float *out)
+{
+    for (size_t j = 0; j < count; j++) {
+        float lanes[16];
+        for (size_t i = 0; i < 16; i++)
+            lanes[i] = x[32 * j + i] + x[32 * j + i + 16];
+        out[j] = tree_sum(lanes);
+    }
+}
+
+void bxn_rmsnorm_ref(const float *x, const float *w, size_t n, float eps, float *y)
+{
+    float lanes[16] = {0};
+    for (size_t i = 0; i < n; i++)
+        lanes[i % 16] += x[i] * x[i];
+    float inverse = 1.0f / sqrtf(tree_sum(lanes) / (float)n + eps);
+    for (size_t i = 0; i < n; i++)
+        y[i] = x[i] * inverse * w[i];
+}
+
+void bxn_add_ref(float *y, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        y[i] += x[i];
+}
+
+void bxn_scale_add_ref(float *y, const float *x, float s, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        y[i] += s * x[i];
+}
+
+void bxn_silu_mul_ref(float *a, const float *b, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        a[i] = a[i] * (1.0f / (1.0f + expf(-a[i]))) * b[i];
+}
+
+void bxn_to_f16_ref(const float *x, size_t n, uint16_t *y)
+{
+    for (size_t i = 0; i < n; i++) {
+        float value = x[i];
+        value = value > 65504.0f ? 65504.0f : value < -65504.0f ? -65504.0f : value;
+        y[i] = bxn_f32_f16(value);
+    }
+}

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* checkkern.h - what the checks of the kernel table share: guarded memory, random data,
+ * comparison against computed bounds, and the list of entries. A check runs one entry of
+ * one tier over many cases; its expected values are a double-precision evaluation for plain
+ * C, and the results of plain C for every other tier. */
+#ifndef CHECKKERN_H
+#define CHECKKERN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/kernels.h"
+
+#define UNIT_ROUNDOFF 0x1p-24
+#define EXP_ERROR 2e-7  /* relative, of exp and exp2 */
+#define SILU_ERROR 5e-7 /* relative, of x * sigmoid(x) and softplus */
+#define TINY 0x1p-120   /* what flushed denormals may cost, per unit of scale */
+
+typedef struct run {
+    const char *entry, *tier;
+    const bxn_kernels *kernels; /* the tier under test */
+    const bxn_kernels *plain;   /* plain C */
+    const bxn_kernels *below;   /* the tier below it that is not plain C, or NULL */
+    bool is_plain;
+    uint64_t seed;
+    uint64_t cases, failures;
+    double worst; /* largest error as a part of its bound */
+} run;
+
+typedef struct entry {
+    const char *name;
+    void (*check)(run *r);
+    size_t slot; /* offset of the entry in bxn_kernels */
+} entry;
+
+extern const entry entries[];
+extern const size_t entry_count;
+
+/* ---- random data ------------------------------------------------------------------ */
+
+uint64_t next_random(run *r);
+uint32_t below(run *r, uint32_t n); /* 0 .. n - 1 */
+float uniform(run *r, float low, float high);
+float normal(run *r);
+uint16_t random_f16(run *r, float low, float high);
+
+/* ---- memory between guard pages ------------------------------------------------------ */
+
+/* bytes that end where an unreadable page begins; the slack before them is a canary. */
+void *guarded(size_t bytes);
+float *guarded_floats(size_t count);
+/* Check the canaries of every guarded block since the last call and free them all. */
+void release_guarded(run *r, const char *what);
+
+/* ---- verdicts ---------------------------------------------------------------------- */
+
+void fail(run *r, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* |got - want| <= bound; not-a-number must meet its like, infinity too. */
+void compare(run *r, const char *what, size_t index, double got, double want, double bound);
+void same_bits(run *r, const char *what, const float *a, const float *b, size_t count);
+/* All `count` floats still have the pattern of fill_pattern. */
+void fill_pattern(float *y, size_t count);
+bool has_pattern(float y);
+
+float f16_value(uint16_t bits);
+
+/* ---- the checks ------------------------------------------------------------------------ */
+
+void check_mm_packed4(run *r);
+void check_mm_packed8(run *r);
+void check_mm_f32(run *r);
+void check_mm_f16(run *r);
+void check_mm_bf16(run *r);
+void check_block_sums(run *r);
+void check_rmsnorm(run *r);
+void check_add(run *r);
+void check_scale_add(run *r);
+void check_silu_mul(run *r);
+void check_conv_silu(run *r);
+void check_scan(run *r);
+void check_attention_f16(run *r);
+void check_attention_f32(run *r);
+void check_to_f16(run *r);
+
+/* Speed of every entry of these tables beside the machine's own limits. */
+int bench_kernels(const bxn_kernels *tables, const char *const *names, size_t count,
+                  const char *filter);
+
+#endif
