@@ -1,0 +1,93 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# run.sh [full] - build, run the tests and gates, build with ASan and UBSan and run the unit
+# tests again; print one summary. Called by make test and make test-full.
+# Reads BUILD, JOBS, WERROR, CMAKE_FLAGS from the environment.
+set -u
+cd "$(dirname "$0")/.."
+build=${BUILD:-build}
+jobs=${JOBS:-2}
+flags="-DBITAXON_TESTS=ON -DBITAXON_WERROR=${WERROR:-0} ${CMAKE_FLAGS:-}"
+full=${1:-}
+logs=
+bad=0
+
+# make_build DIR FLAG... - configure and build, quietly unless it fails
+make_build()
+{
+    dir=$1
+    shift
+    mkdir -p "$dir"
+    # shellcheck disable=SC2086
+    if cmake -S . -B "$dir" $flags "$@" >"$dir/build.log" 2>&1 &&
+        cmake --build "$dir" -j "$jobs" >>"$dir/build.log" 2>&1; then
+        grep -A8 'warning:' "$dir/build.log"
+        return 0
+    fi
+    grep -E -A8 'error|Error|undefined reference' "$dir/build.log" | head -60
+    echo "FAIL build of $dir (all of it: $dir/build.log)"
+    return 1
+}
+
+# run_tests NAME DIR CTEST-ARGUMENT... - run and keep the log for the summary
+run_tests()
+{
+    name=$1
+    dir=$2
+    shift 2
+    (cd "$dir" && ctest --output-on-failure --no-tests=error "$@") || bad=1
+    cp "$dir/Testing/Temporary/LastTest.log" "$dir/$name.testlog"
+    logs="$logs $dir/$name.testlog"
+}
+
+[ "$full" != full ] || export BITAXON_TEST_FULL=1
+
+echo "== build"
+make_build "$build" || { echo "0 passed, 1 failed, 0 skipped"; exit 1; }
+echo "== unit tests, kernels, command, examples"
+run_tests main "$build" -LE 'gate|consumer'
+echo "== gates and consumers"
+run_tests gates "$build" -L 'gate|consumer' -j "$jobs"
+
+echo "== address and undefined behaviour sanitizers, unit tests"
+if make_build "$build-asan" -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_C_FLAGS_DEBUG=-O1 -g" \
+    -DBITAXON_SANITIZE=address,undefined -DBITAXON_TOOLS=ON; then
+    run_tests asan "$build-asan" -L 'unit|kernels'
+else
+    bad=1
+fi
+
+if [ "$full" = full ]; then
+    echo "== thread sanitizer, unit tests"
+    if make_build "$build-tsan" -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_C_FLAGS_DEBUG=-O1 -g" \
+        -DBITAXON_SANITIZE=thread; then
+        run_tests tsan "$build-tsan" -L unit
+    else
+        bad=1
+    fi
+    echo "== valgrind, unit tests"
+    if command -v valgrind >/dev/null 2>&1; then
+        (cd "$build" && cmake -E make_directory valgrind)
+        for program in "$build"/tests/test_*; do
+            [ -x "$program" ] && [ -f "$program" ] || continue
+            name=$(basename "$program")
+            if BITAXON_TEST_FULL= BITAXON_COMMAND=$PWD/$build/bitaxon \
+                BITAXON_BUILD_DIR=$PWD/$build BITAXON_VALGRIND=1 \
+                valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=all \
+                "$program" >"$build/valgrind/$name.log" 2>&1; then
+                echo "PASS valgrind/$name"
+            else
+                tail -30 "$build/valgrind/$name.log"
+                echo "FAIL valgrind/$name: see $build/valgrind/$name.log"
+            fi
+        done | tee "$build/valgrind.testlog"
+        logs="$logs $build/valgrind.testlog"
+    else
+        echo "SKIP valgrind: not installed (make deps-full)" | tee "$build/valgrind.testlog"
+        logs="$logs $build/valgrind.testlog"
+    fi
+fi
+
+echo "== summary"
+# shellcheck disable=SC2086
+awk -v bad="$bad" -f tests/summary.awk $logs

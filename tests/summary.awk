@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+# summary.awk - count the checks in CTest logs (LastTest.log): each cmocka case and each
+# "PASS|FAIL|SKIP name: reason" line is one; a program that reports none counts as one.
+# Prints every failed and skipped check, then "N passed, N failed, N skipped".
+# Exits with 1 when anything failed. -v bad=1 tells that a command failed before.
+
+function close_test()
+{
+    if (test == "")
+        return
+    if (verdict == "failed" && own_failed == 0) {
+        print "FAIL " test ": crashed, timed out or returned non-zero"
+        failed++
+    } else if (verdict == "passed" && own_passed + own_failed + own_skipped == 0) {
+        passed++
+    }
+    test = ""
+}
+
+function failure(name, line)
+{
+    if ((FILENAME, test, name) in seen)
+        return
+    seen[FILENAME, test, name] = 1
+    print line
+    failed++
+    own_failed++
+}
+
+/^[0-9]+\/[0-9]+ Testing: / {
+    close_test()
+    test = $3
+    verdict = ""
+    own_passed = own_failed = own_skipped = 0
+}
+/^Command: ""$/ { verdict = "failed" } # not run: no such program
+/^Test Passed\.|^Test Pass Reason:/ { if (verdict == "") verdict = "passed" }
+/^Test Failed\.|^Test Fail Reason:/ { if (verdict == "") verdict = "failed" }
+/^\[       OK \] / { passed++; own_passed++ }
+/^\[  FAILED  \] [A-Za-z_]/ { failure($4, "FAIL " test "/" $4) }
+/^\[  SKIPPED \] [A-Za-z_]/ {
+    if (!((FILENAME, test, "s" $4) in seen)) {
+        seen[FILENAME, test, "s" $4] = 1
+        skipped++
+        own_skipped++
+        if (!explained)
+            print "SKIP " test "/" $4
+    }
+    explained = 0
+}
+/^PASS / { passed++; own_passed++ }
+/^FAIL / { failure($2, $0) }
+/^SKIP / {
+    if (index($0, ":") && !((FILENAME, test, $0) in seen)) {
+        seen[FILENAME, test, $0] = 1
+        print
+        if (in_cmocka) {
+            explained = 1 # the case itself follows as [  SKIPPED ]
+        } else {
+            skipped++
+            own_skipped++
+        }
+    }
+}
+/^SKIP: / { print "SKIP " test "/" substr($0, 7) } # counted by its own last line
+/^FAILED: / { failure($0, "FAIL " test "/" substr($0, 9)) }
+# A script that counts by itself ends with the same line as this one.
+/^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$/ && test != "" {
+    passed += $1
+    skipped += $5
+    own_passed += $1
+}
+# checkkern: one line per kernel and tier
+/^[a-z0-9_]+ +(c|avx2|avx512|neon) +ok +[0-9]+ cases/ { passed++; own_passed++ }
+/^[a-z0-9]+: not on this processor$/ {
+    sub(/:/, "", $1)
+    print "SKIP " test "/" $1 ": not on this processor"
+    skipped++
+    own_skipped++
+}
+/^\[ RUN      \]/ { in_cmocka = 1; explained = 0 }
+/^\[       OK \]|^\[  FAILED  \]|^\[  SKIPPED \]|^\[==========\]/ { in_cmocka = 0 }
+
+END {
+    close_test()
+    if (bad && failed == 0) {
+        print "FAIL run: a build or a test command failed, see above"
+        failed++
+    }
+    printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped
+    exit failed > 0
+}
