@@ -82,10 +82,10 @@ double bench_parallel(unsigned threads, void (*fn)(void *context, unsigned threa
 
 /* Sums `length` bytes of each of n streams that lie `length` apart. */
 #define DEFINE_READ(name, target_attribute)                                                        \
-    target_attribute static inline __attribute__((always_inline)) uint64_t name##_streams(         \
-        const uint8_t *data, size_t length, unsigned n)                                            \
+    target_attribute static inline __attribute__((always_inline))                                  \
+    uint64_t name##_streams(const uint8_t *data, size_t length, unsigned n)                        \
     {                                                                                              \
-        typedef uint64_t wide __attribute__((vector_size(64), aligned(8), may_alias));            \
+        typedef uint64_t wide __attribute__((vector_size(64), aligned(8), may_alias));             \
         wide sum[4];                                                                               \
         memset(sum, 0, sizeof sum);                                                                \
         for (size_t at = 0; at < length; at += STEP) {                                             \
@@ -178,8 +178,8 @@ __attribute__((target("avx512f"))) static float fma_avx512(void)
         a[i] = _mm512_set1_ps((float)i);
     for (long n = 0; n < ROUNDS; n++)
         UNROLL
-        for (int i = 0; i < 12; i++)
-            a[i] = _mm512_fmadd_ps(a[i], m, c);
+    for (int i = 0; i < 12; i++)
+        a[i] = _mm512_fmadd_ps(a[i], m, c);
     UNROLL
     for (int i = 1; i < 12; i++)
         a[0] = _mm512_add_ps(a[0], a[i]);
@@ -194,8 +194,8 @@ __attribute__((target("avx2,fma"))) static float fma_avx2(void)
         a[i] = _mm256_set1_ps((float)i);
     for (long n = 0; n < ROUNDS; n++)
         UNROLL
-        for (int i = 0; i < 12; i++)
-            a[i] = _mm256_fmadd_ps(a[i], m, c);
+    for (int i = 0; i < 12; i++)
+        a[i] = _mm256_fmadd_ps(a[i], m, c);
     UNROLL
     for (int i = 1; i < 12; i++)
         a[0] = _mm256_add_ps(a[0], a[i]);
@@ -212,8 +212,8 @@ static float fma_plain(void)
         a[i] = (wide){(float)i, 1.0f, 2.0f, 3.0f};
     for (long n = 0; n < ROUNDS; n++)
         UNROLL
-        for (int i = 0; i < 12; i++)
-            a[i] = a[i] * 0.999f + 0.001f;
+    for (int i = 0; i < 12; i++)
+        a[i] = a[i] * 0.999f + 0.001f;
     UNROLL
     for (int i = 1; i < 12; i++)
         a[0] += a[i];

@@ -6,6 +6,7 @@
 set -u
 cd "$(dirname "$0")/.."
 build=${BUILD:-build}
+case $build in /*) ;; *) build=$PWD/$build ;; esac
 jobs=${JOBS:-2}
 flags="-DBITAXON_TESTS=ON -DBITAXON_WERROR=${WERROR:-0} ${CMAKE_FLAGS:-}"
 full=${1:-}
@@ -71,8 +72,8 @@ if [ "$full" = full ]; then
         for program in "$build"/tests/test_*; do
             [ -x "$program" ] && [ -f "$program" ] || continue
             name=$(basename "$program")
-            if BITAXON_TEST_FULL= BITAXON_COMMAND=$PWD/$build/bitaxon \
-                BITAXON_BUILD_DIR=$PWD/$build BITAXON_VALGRIND=1 \
+            if BITAXON_TEST_FULL= BITAXON_COMMAND=$build/bitaxon \
+                BITAXON_BUILD_DIR=$build BITAXON_VALGRIND=1 \
                 valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=all \
                 "$program" >"$build/valgrind/$name.log" 2>&1; then
                 echo "PASS valgrind/$name"

@@ -79,7 +79,10 @@ static void test_choice(void **state)
 
 /* ---- exponentials ------------------------------------------------------------------------ */
 
-static double relative(double got, double want) { return fabs(got - want) / fabs(want); }
+static double relative(double got, double want)
+{
+    return fabs(got - want) / fabs(want);
+}
 
 /* exp2 is seen through the scan: dt is clipped to exactly 100, x is 0, so the state is
  * multiplied by exp2(100 * a2) alone. */
@@ -97,10 +100,24 @@ static void test_exp2(void **state)
                 float size = round % 3 == 0 ? 1.25f : round % 3 == 1 ? 0.01f : 1e-6f;
                 a2[i] = -uniform(0.0f, size);
             }
-            bxn_scan_args a = {.tokens = 1, .begin = 0, .end = E, .states = N, .x = zero,
-                               .ldx = E, .z = zero, .ldz = E, .bcd = bcd, .ldbcd = 2 * N + 1,
-                               .dt_weight = zero, .dt_bias = bias, .a2 = a2, .d = zero,
-                               .h_in = one, .h_out = h, .y = y, .ldy = E};
+            bxn_scan_args a = {.tokens = 1,
+                               .begin = 0,
+                               .end = E,
+                               .states = N,
+                               .x = zero,
+                               .ldx = E,
+                               .z = zero,
+                               .ldz = E,
+                               .bcd = bcd,
+                               .ldbcd = 2 * N + 1,
+                               .dt_weight = zero,
+                               .dt_bias = bias,
+                               .a2 = a2,
+                               .d = zero,
+                               .h_in = one,
+                               .h_out = h,
+                               .y = y,
+                               .ldy = E};
             tiers[t].scan(&a);
             for (size_t i = 0; i < E * N; i++) {
                 float power = 100.0f * a2[i];
@@ -113,10 +130,24 @@ static void test_exp2(void **state)
         const float ends[] = {-0.0f, 0.0f, -1e-12f, -0.01f, -2.0f, -1e30f, -3e38f, -1.2599f};
         for (size_t i = 0; i < E * N; i++)
             a2[i] = ends[i / 16 % 8];
-        bxn_scan_args a = {.tokens = 1, .begin = 0, .end = 16, .states = 8, .x = zero, .ldx = E,
-                           .z = zero, .ldz = E, .bcd = bcd, .ldbcd = 17, .dt_weight = zero,
-                           .dt_bias = bias, .a2 = a2, .d = zero, .h_in = one, .h_out = h,
-                           .y = y, .ldy = E};
+        bxn_scan_args a = {.tokens = 1,
+                           .begin = 0,
+                           .end = 16,
+                           .states = 8,
+                           .x = zero,
+                           .ldx = E,
+                           .z = zero,
+                           .ldz = E,
+                           .bcd = bcd,
+                           .ldbcd = 17,
+                           .dt_weight = zero,
+                           .dt_bias = bias,
+                           .a2 = a2,
+                           .d = zero,
+                           .h_in = one,
+                           .h_out = h,
+                           .y = y,
+                           .ldy = E};
         tiers[t].scan(&a);
         const float wanted[] = {1.0f, 1.0f, 1.0f, 0.5f, 0.0f, 0.0f, 0.0f};
         for (size_t i = 0; i < 7; i++)
@@ -150,10 +181,24 @@ static void test_softplus(void **state)
             v[4] = NAN;
             v[5] = 3e38f;
             v[6] = 64.0f;
-            bxn_scan_args a = {.tokens = 1, .begin = 0, .end = E, .states = 1, .x = one,
-                               .ldx = E, .z = one, .ldz = E, .bcd = bcd, .ldbcd = 3,
-                               .dt_weight = zero, .dt_bias = v, .a2 = zero, .d = zero,
-                               .h_in = zero, .h_out = h, .y = y, .ldy = E};
+            bxn_scan_args a = {.tokens = 1,
+                               .begin = 0,
+                               .end = E,
+                               .states = 1,
+                               .x = one,
+                               .ldx = E,
+                               .z = one,
+                               .ldz = E,
+                               .bcd = bcd,
+                               .ldbcd = 3,
+                               .dt_weight = zero,
+                               .dt_bias = v,
+                               .a2 = zero,
+                               .d = zero,
+                               .h_in = zero,
+                               .h_out = h,
+                               .y = y,
+                               .ldy = E};
             tiers[t].scan(&a);
             assert_true(h[0] == 100.0f && h[1] == 1e-4f && h[2] == 100.0f && h[3] == 1e-4f);
             assert_true(isnan(h[4]) && h[5] == 100.0f && h[6] == 64.0f);
@@ -182,7 +227,8 @@ static void test_sigmoid(void **state)
         double worst = 0;
         for (int round = 0; round < 12; round++) {
             for (size_t i = 0; i < N; i++)
-                y[i] = x[i] = uniform(round % 3 == 0 ? -85.0f : -8.0f, round % 3 == 1 ? 85.0f : 8.0f);
+                y[i] = x[i] =
+                    uniform(round % 3 == 0 ? -85.0f : -8.0f, round % 3 == 1 ? 85.0f : 8.0f);
             tiers[t].silu_mul(y, one, N);
             for (size_t i = 0; i < N; i++) {
                 double v = (double)x[i], want = v / (1 + exp(-v));
@@ -211,9 +257,14 @@ typedef struct matrix {
 
 static matrix make_matrix(uint32_t rows, uint32_t cols, uint8_t bits, bool affine)
 {
-    matrix m = {.packed = {.rows = rows, .cols = cols, .row_groups = (rows + 15) / 16,
-                           .k_units = (cols + 127) / 128, .code_bits = bits, .source_bits = bits,
-                           .blocks = 2, .has_bias = affine}};
+    matrix m = {.packed = {.rows = rows,
+                           .cols = cols,
+                           .row_groups = (rows + 15) / 16,
+                           .k_units = (cols + 127) / 128,
+                           .code_bits = bits,
+                           .source_bits = bits,
+                           .blocks = 2,
+                           .has_bias = affine}};
     bxn_packed *w = &m.packed;
     w->center = affine ? (float)(1 << (bits - 1)) : 0.0f;
     for (int c = 0; c < 16; c++)
@@ -306,7 +357,7 @@ static void check_packed(uint32_t rows, uint32_t cols, uint32_t count, uint8_t b
         /* token by token and in two row ranges: the same bits */
         float *cut = randoms(size, 0, 0);
         for (uint32_t i = 0; i < count; i++) {
-            bxn_mm_args one = {x + i * ldx, ldx, NULL, 1, cut + i * rows, rows,
+            bxn_mm_args one = {x + i * ldx,      ldx,  NULL, 1, cut + i * rows, rows,
                                sums + i * ldsum, ldsum};
             multiply(&tiers[t], &m, 0, m.packed.row_groups / 3, &one);
             multiply(&tiers[t], &m, m.packed.row_groups / 3, m.packed.row_groups, &one);
@@ -374,7 +425,8 @@ static void test_dense_bits(void **state)
     free(first);
 }
 
-/* ---- scan -------------------------------------------------------------------------------------- */
+/* ---- scan --------------------------------------------------------------------------------------
+ */
 
 static void check_scan(uint32_t states)
 {
@@ -385,9 +437,23 @@ static void check_scan(uint32_t states)
     float *a2 = randoms(E * states, -20, 0), *h_in = randoms(E * states, -1, 1);
     for (size_t t = 0; t < tier_count; t++) {
         float *h = randoms(E * states, 0, 0), *y = randoms(T * E, 0, 0);
-        bxn_scan_args a = {.tokens = T, .begin = 0, .end = E, .states = states, .x = x, .ldx = E,
-                           .z = z, .ldz = E, .bcd = bcd, .ldbcd = ldbcd, .dt_weight = weight,
-                           .dt_bias = bias, .a2 = a2, .d = d, .h_in = h_in, .h_out = h, .y = y,
+        bxn_scan_args a = {.tokens = T,
+                           .begin = 0,
+                           .end = E,
+                           .states = states,
+                           .x = x,
+                           .ldx = E,
+                           .z = z,
+                           .ldz = E,
+                           .bcd = bcd,
+                           .ldbcd = ldbcd,
+                           .dt_weight = weight,
+                           .dt_bias = bias,
+                           .a2 = a2,
+                           .d = d,
+                           .h_in = h_in,
+                           .h_out = h,
+                           .y = y,
                            .ldy = E};
         tiers[t].scan(&a);
         for (uint32_t e = 0; e < E; e++) {
@@ -396,7 +462,8 @@ static void check_scan(uint32_t states)
                 state[n] = (double)h_in[(e / 16 * states + n) * 16 + e % 16];
             for (uint32_t i = 0; i < T; i++) {
                 const float *row = bcd + i * ldbcd;
-                double dt = log1p(exp((double)row[2 * states] * (double)weight[e] + (double)bias[e]));
+                double dt =
+                    log1p(exp((double)row[2 * states] * (double)weight[e] + (double)bias[e]));
                 dt = dt < 1e-4 ? 1e-4 : dt > 100 ? 100 : dt;
                 double xi = (double)x[i * E + e], zi = (double)z[i * E + e], sum = 0;
                 for (uint32_t n = 0; n < states; n++) {
@@ -448,7 +515,8 @@ static void test_scan(void **state)
     check_scan(1);
 }
 
-/* ---- attention ------------------------------------------------------------------------------------ */
+/* ---- attention
+ * ------------------------------------------------------------------------------------ */
 
 static void check_attention(bool f32, uint32_t dim, uint64_t position, uint64_t window)
 {
@@ -482,12 +550,22 @@ static void check_attention(bool f32, uint32_t dim, uint64_t position, uint64_t 
         }
     }
     for (size_t t = 0; t < tier_count; t++) {
-        float *scores = randoms(BXN_QUERIES * (SLOTS + 32), 0, 0), *out = randoms(COUNT * dim, 0, 0);
+        float *scores = randoms(BXN_QUERIES * (SLOTS + 32), 0, 0),
+              *out = randoms(COUNT * dim, 0, 0);
         float *one = randoms(COUNT * dim, 0, 0);
-        bxn_attention_args a = {.q = q, .ldq = dim, .scale = scale, .count = COUNT,
-                                .head_dim = dim, .position = position, .window = window,
-                                .pages = pages, .v_offset = v_offset, .scores = scores,
-                                .score_stride = SLOTS + 32, .out = out, .ldout = dim};
+        bxn_attention_args a = {.q = q,
+                                .ldq = dim,
+                                .scale = scale,
+                                .count = COUNT,
+                                .head_dim = dim,
+                                .position = position,
+                                .window = window,
+                                .pages = pages,
+                                .v_offset = v_offset,
+                                .scores = scores,
+                                .score_stride = SLOTS + 32,
+                                .out = out,
+                                .ldout = dim};
         (f32 ? tiers[t].attention_f32 : tiers[t].attention_f16)(&a);
         for (uint32_t i = 0; i < COUNT; i++) {
             size_t last = position + i, first = last + 1 > window ? last + 1 - window : 0;
@@ -533,7 +611,8 @@ static void test_attention(void **state)
     }
 }
 
-/* ---- the rest ---------------------------------------------------------------------------------------- */
+/* ---- the rest
+ * ---------------------------------------------------------------------------------------- */
 
 static void test_norm_and_sums(void **state)
 {

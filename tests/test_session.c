@@ -338,6 +338,28 @@ static void test_clone_memory(void **state)
     bitaxon_model_free(model);
 }
 
+/* A prompt of 64K tokens holds not a byte more than one of 4K. */
+static void test_constant_memory(void **state)
+{
+    (void)state;
+    bitaxon_model *model = open_model(1, tier_present(2) ? 2 : 0, 2);
+    bitaxon_session *session;
+    OK(bitaxon_session_create(model, NULL, &session, &error));
+    int64_t peak = 0;
+    for (int piece = 0; piece < 16; piece++) {
+        static int32_t tokens[4096];
+        for (int i = 0; i < 4096; i++)
+            tokens[i] = (int32_t)dice(9, (uint64_t)piece * 4096 + (uint64_t)i, VOCAB);
+        OK(bitaxon_session_prefill(session, tokens, 4096, &error));
+        if (piece == 0)
+            peak = fact(model, "bytes_peak");
+    }
+    assert_int_equal(bitaxon_session_position(session), 65536);
+    assert_int_equal(fact(model, "bytes_peak"), peak);
+    bitaxon_session_free(session);
+    bitaxon_model_free(model);
+}
+
 static long file_size(const char *path)
 {
     FILE *file = fopen(path, "rb");
@@ -488,6 +510,7 @@ int main(void)
         cmocka_unit_test(test_automatic_checkpoints),
         cmocka_unit_test(test_clone),
         cmocka_unit_test(test_clone_memory),
+        cmocka_unit_test(test_constant_memory),
         cmocka_unit_test(test_save_load),
         cmocka_unit_test(test_score),
         cmocka_unit_test(test_limits),

@@ -50,29 +50,35 @@ static void refuse(file_set *set, const char *name, size_t cut)
     assert_null(model);
     if (strstr(error.message, name) == NULL)
         fail_msg("%s cut at %zu: not named in: %s", name, cut, error.message);
-    status = bitaxon_model_estimate(&params, NULL, &estimate, &error);
-    if (status != BITAXON_FORMAT)
-        fail_msg("%s cut at %zu: estimate: %s", name, cut, bitaxon_status_name(status));
+    if (cut % 16 == 0) { /* the same path: a sample is enough */
+        status = bitaxon_model_estimate(&params, NULL, &estimate, &error);
+        if (status != BITAXON_FORMAT)
+            fail_msg("%s cut at %zu: estimate: %s", name, cut, bitaxon_status_name(status));
+    }
     assert_int_equal(atomic_load(&fault.above_ceiling), 0);
     assert_string_equal(fault_host_balance(&fault), "");
 }
 
-/* Every file of the folder in turn. */
+/* Every file of the folder in turn. BITAXON_TEST_FULL: a step of 64 in every one. */
 static void cut_all(const char *folder, bool no_map, size_t step)
 {
+    if (getenv("BITAXON_TEST_FULL") != NULL)
+        step = 64;
     file_set whole, set;
     file_set_load(&whole, folder);
     file_set_copy(&set, &whole);
     set.no_map = no_map;
     for (uint32_t i = 0; i < whole.count; i++) {
-        size_t header = whole.size[i], cuts = 0;
+        size_t size = whole.size[i], header = size, cuts = 0;
         const char *name = whole.name[i];
+        while (size > 0 && whole.data[i][size - 1] == '\n') /* a document without its last line end is whole */
+            size--;
         if (strstr(name, ".safetensors") != NULL && strstr(name, ".json") == NULL) {
             uint64_t length;
             memcpy(&length, whole.data[i], sizeof length);
             header = 8 + (size_t)length;
         }
-        for (size_t cut = 0; cut < whole.size[i]; cut += cut < header ? 1 : step) {
+        for (size_t cut = 0; cut < size; cut += cut < header ? 1 : step) {
             file_set_put(&set, name, whole.data[i], cut);
             refuse(&set, name, cut);
             cuts++;
@@ -98,7 +104,7 @@ static void cut_all(const char *folder, bool no_map, size_t step)
 static void test_float(void **state)
 {
     (void)state;
-    cut_all("tests/golden/tiny-fp32", false, 64);
+    cut_all("tests/golden/tiny-fp32", false, 640);
 }
 
 static void test_affine(void **state)
@@ -110,7 +116,7 @@ static void test_affine(void **state)
 static void test_affine_read(void **state)
 {
     (void)state;
-    cut_all("tests/golden/tiny-q4", true, 64);
+    cut_all("tests/golden/tiny-q4", true, 640);
 }
 
 static void test_packed(void **state)
@@ -122,7 +128,7 @@ static void test_packed(void **state)
 static void test_tokenizer(void **state)
 {
     (void)state;
-    cut_all(in_folder(root, "words"), false, 64);
+    cut_all(in_folder(root, "words"), false, 640);
 }
 
 /* Two files and their index. */

@@ -30,7 +30,9 @@ typedef struct bitaxon_convert_params {
     uint32_t flags;           /* BITAXON_CONVERT_* */
     const bitaxon_host *host; /* nullable */
     const char *input;        /* directory or .safetensors file; for new: a preset's name */
-    const char *output;       /* directory, made when missing; must not be the input */
+    /* Directory, made when missing; not the input, and without model files of its own (IO):
+     * nothing is ever replaced. Ignored by verify. */
+    const char *output;
     /* "affine4", "affine8", "affine2|3|5|6", "nf4", "f32", "f16", "bf16". quantize:
      * default "affine4". new: default "f32". Ignored by pack and verify. */
     const char *format;

@@ -65,8 +65,8 @@ bitaxon_status bitaxon_model_tokenize(const bitaxon_model *model, const char *te
 }
 
 bitaxon_status bitaxon_model_detokenize(const bitaxon_model *model, const int32_t *ids,
-                                        size_t count, uint32_t flags, char *buffer,
-                                        size_t capacity, size_t *need, bitaxon_error *error)
+                                        size_t count, uint32_t flags, char *buffer, size_t capacity,
+                                        size_t *need, bitaxon_error *error)
 {
     bitaxon_status status;
     const bxn_tokenizer *tokenizer = tokenizer_of(model, &status, error);
@@ -128,7 +128,8 @@ bitaxon_status bitaxon_text_stream_next(const bitaxon_model *model, bitaxon_text
         stream->pending_bytes > 3)
         return bxn_fail(error, BITAXON_INVALID_ARGUMENT,
                         "stream: struct_size is %u, pending_bytes is %u; zero it before its first "
-                        "use", (unsigned)stream->struct_size, (unsigned)stream->pending_bytes);
+                        "use",
+                        (unsigned)stream->struct_size, (unsigned)stream->pending_bytes);
     if (id != -1 && !bxn_tokenizer_piece(tokenizer, id, &piece, &length, &special))
         return no_such_id(tokenizer, id, error);
     if (special && (flags & BITAXON_DETOKENIZE_SPECIAL) == 0)

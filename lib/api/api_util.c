@@ -4,6 +4,9 @@
 
 #include <string.h>
 
+/* A struct_size above this is none: rubbish is not followed into other memory. */
+#define MOST_BYTES 4096
+
 bitaxon_status bxn_null(bitaxon_error *error, const char *what)
 {
     return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "%s is NULL", what);
@@ -19,6 +22,9 @@ bitaxon_status bxn_copy_params(const void *in, void *out, size_t known, size_t l
         if (size < least)
             return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "%s: struct_size is %u, at least %zu is needed", name,
                             size, least);
+        if (size > MOST_BYTES)
+            return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "%s: struct_size is %u, no version has more than %d", name,
+                            size, MOST_BYTES);
         const unsigned char *bytes = in;
         for (size_t i = known; i < size; i++)
             if (bytes[i] != 0)

@@ -4,7 +4,7 @@
  * loading makes the packed bytes, so that a model computes the same bits before and
  * after; one matrix or stack is in memory at a time. */
 #include "convert/bxn_convert.h"
-#include "import/load_internal.h"
+#include "import/load.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -176,7 +176,7 @@ static bitaxon_status write_fingerprint(bxn_conversion *c, bxn_output *out)
 {
     uint8_t print[16];
     char hex[33];
-    bitaxon_status status = bxn_import_fingerprint(&c->config, c->tensors, print, c->error);
+    bitaxon_status status = bxn_import_fingerprint(&c->config, c->tensors, NULL, print, c->error);
     if (status != BITAXON_OK)
         return status;
     for (size_t i = 0; i < sizeof print; i++)

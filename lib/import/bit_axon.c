@@ -250,6 +250,9 @@ bitaxon_status bxn_import_bit_axon(bxn_mem *mem, const bxn_tensors *tensors, boo
 
     bxn_sublayer discarded[2];
     void *memory = NULL;
+    if (status == BITAXON_OK && config->num_layers > tensors->count) /* before anything is sized by it */
+        status = bxn_fail(error, BITAXON_FORMAT, "%s: num_layers is %u, and there are %llu tensors in all",
+                          tensors->bundle->where, config->num_layers, (unsigned long long)tensors->count);
     if (status == BITAXON_OK)
         status = bxn_loader_alloc(&loader, 2 * (size_t)config->num_layers * sizeof *model->sublayers,
                                   "sublayers", &memory);
@@ -265,7 +268,7 @@ bitaxon_status bxn_import_bit_axon(bxn_mem *mem, const bxn_tensors *tensors, boo
         status = bxn_load_finish(&loader);
     if (status == BITAXON_OK && !plan) {
         bxn_model_number(model);
-        status = bxn_import_fingerprint(config, tensors, model->fingerprint, error);
+        status = bxn_import_fingerprint(config, tensors, progress, model->fingerprint, error);
     }
     bxn_loader_done(&loader);
     return status;

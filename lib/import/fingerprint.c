@@ -25,7 +25,7 @@ static bool parse_hex(const char *text, uint8_t out[16])
 }
 
 bitaxon_status bxn_import_fingerprint(const bxn_config *config, const bxn_tensors *tensors,
-                                      uint8_t out[16], bitaxon_error *error)
+                                      bxn_progress *progress, uint8_t out[16], bitaxon_error *error)
 {
     const char *recorded = bxn_tensors_meta(tensors, "bitaxon.fingerprint");
     if (recorded != NULL) {
@@ -59,6 +59,11 @@ bitaxon_status bxn_import_fingerprint(const bxn_config *config, const bxn_tensor
             if (status != BITAXON_OK)
                 return status;
             XXH3_128bits_update(&state, sample, (size_t)n);
+        }
+        if (progress != NULL) {
+            bitaxon_status status = bxn_progress_step(progress, progress->done, tensor->name, error);
+            if (status != BITAXON_OK)
+                return status;
         }
     }
     XXH128_canonical_t canonical;

@@ -46,8 +46,9 @@ bitaxon_status bxn_import_bit_axon(bxn_mem *mem, const bxn_tensors *tensors, boo
 void bxn_import_free(bxn_mem *mem, bxn_model *model, bxn_loaded *loaded);
 
 /* 128 bits that name a model: of the configuration, of all tensors' names and types, and of
- * samples of their bytes; or what a packed file's metadata says its source had. */
+ * samples of their bytes; or what a packed file's metadata says its source had. progress
+ * (nullable) is called per tensor, so that a cancel is heard on a slow disk. */
 bitaxon_status bxn_import_fingerprint(const bxn_config *config, const bxn_tensors *tensors,
-                                      uint8_t out[16], bitaxon_error *error);
+                                      bxn_progress *progress, uint8_t out[16], bitaxon_error *error);
 
 #endif

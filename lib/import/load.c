@@ -48,7 +48,7 @@ void bxn_loader_done(bxn_loader *loader)
 void bxn_loader_transient(bxn_loader *loader, uint64_t bytes)
 {
     bxn_loaded *loaded = loader->loaded;
-    uint64_t peak = loaded->private_bytes + bytes;
+    uint64_t peak = loaded->private_bytes + bxn_alloc_cost(loader->tensors->count) + bytes; /* with the marks */
     if (peak > loaded->peak_bytes)
         loaded->peak_bytes = peak;
 }

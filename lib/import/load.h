@@ -39,6 +39,9 @@ bitaxon_status bxn_load_weight(bxn_loader *loader, const char *prefix, uint32_t 
 /* Stack PREFIX.weight [count, rows, cols] to count weights (owned array). */
 bitaxon_status bxn_load_stack(bxn_loader *loader, const char *prefix, uint32_t count, uint32_t rows,
                               uint32_t cols, const bxn_weight **out);
+/* PREFIX.weight holds codes: affine (U32) or NF4 (U8). out NULL: plan mode of a stack. */
+bitaxon_status bxn_load_quantised(bxn_loader *loader, const bxn_tensor *weight, const char *prefix,
+                                  uint32_t count, uint32_t rows, uint32_t cols, bool stack, bxn_weight *out);
 /* True when the files have PREFIX.weight or a packed form of it. */
 bool bxn_load_has(const bxn_loader *loader, const char *prefix);
 /* Count all tensors whose name begins with prefix as used, without reading them. */

@@ -23,8 +23,5 @@ void bxn_loader_transient(bxn_loader *loader, uint64_t bytes);
  * mode *out may be NULL. */
 bitaxon_status bxn_loader_bytes(bxn_loader *loader, const bxn_tensor *tensor, size_t align, const void **out,
                                 bool *mapped);
-/* PREFIX.weight holds codes: affine (U32) or NF4 (U8). out NULL: plan mode of a stack. */
-bitaxon_status bxn_load_quantised(bxn_loader *loader, const bxn_tensor *weight, const char *prefix,
-                                  uint32_t count, uint32_t rows, uint32_t cols, bool stack, bxn_weight *out);
 
 #endif

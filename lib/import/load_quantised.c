@@ -85,7 +85,8 @@ static bitaxon_status run_repack(repack *c, uint32_t count, uint8_t *dst)
                       bxn_round_up((size_t)2 * BXN_UNIT_ROWS * k_groups * sizeof(float), BXN_ALIGN);
     bool mapped = bxn_tensor_map(loader->tensors, c->weight) != NULL;
     size_t scratch = piece * c->scratch_each + (mapped ? 0 : (size_t)(piece * group_bytes) + 3 * BXN_ALIGN);
-    bxn_loader_transient(loader, bxn_alloc_cost(scratch));
+    uint64_t blocks = c->absmax != NULL ? ((uint64_t)count * c->rows * c->cols + c->block - 1) / c->block : 0;
+    bxn_loader_transient(loader, bxn_alloc_cost(scratch) + (blocks != 0 ? bxn_alloc_cost(blocks * sizeof(float)) : 0));
     if (loader->plan)
         return BITAXON_OK;
 
@@ -213,6 +214,7 @@ static bitaxon_status parse_state(bxn_loader *loader, nf4_state *s, uint64_t val
     status = bxn_tensor_read(loader->tensors, s->json, 0, text, (size_t)s->json->bytes, loader->error);
     if (status == BITAXON_OK)
         status = bxn_json_parse(loader->mem, text, (size_t)s->json->bytes, s->json->name, &document, loader->error);
+    bxn_loader_transient(loader, bxn_alloc_cost(size) + document.charged);
     if (status == BITAXON_OK) {
         json_t *block = json_object_get(document.root, "blocksize"), *shape = json_object_get(document.root, "shape");
         const char *type = json_string_value(json_object_get(document.root, "quant_type"));

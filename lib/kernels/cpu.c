@@ -10,8 +10,8 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 
-#define XSTATE_YMM 0x06u   /* SSE and AVX */
-#define XSTATE_ZMM 0xE6u   /* and mask registers, upper halves, registers 16 to 31 */
+#define XSTATE_YMM 0x06u /* SSE and AVX */
+#define XSTATE_ZMM 0xE6u /* and mask registers, upper halves, registers 16 to 31 */
 #define XSTATE_TILE 0x60000u
 
 static uint64_t enabled_states(void)
@@ -21,7 +21,10 @@ static uint64_t enabled_states(void)
     return (uint64_t)high << 32 | low;
 }
 
-static int has(uint32_t word, uint32_t bits) { return (word & bits) == bits; }
+static int has(uint32_t word, uint32_t bits)
+{
+    return (word & bits) == bits;
+}
 
 uint64_t bxn_cpu_detect(void)
 {
@@ -45,7 +48,13 @@ uint64_t bxn_cpu_detect(void)
     return features;
 }
 #elif defined(__aarch64__)
-uint64_t bxn_cpu_detect(void) { return BITAXON_CPU_NEON; }
+uint64_t bxn_cpu_detect(void)
+{
+    return BITAXON_CPU_NEON;
+}
 #else
-uint64_t bxn_cpu_detect(void) { return 0; }
+uint64_t bxn_cpu_detect(void)
+{
+    return 0;
+}
 #endif

@@ -35,9 +35,9 @@ typedef struct bxn_dense {
 } bxn_dense;
 
 /* A quantised matrix [rows, cols] in the kernels' layout: units of 16 rows x 128
- * columns, [row_groups][k_units][unit_bytes], 64-byte aligned. A unit is
+ * columns, [row_groups][k_units][unit_bytes]; the first is 64-byte aligned. A unit is
  *   scales [blocks][16]   f16 or f32; block b covers columns b * 128 / blocks ...
- *   biases [blocks][16]   same type; only when has_bias
+ *   biases [blocks][16]   same type, as the file has them (uncentred); only when has_bias
  *   codes  4 bits: [16 vectors][16 lanes] uint32: lane r of vector v holds 8 codes of
  *                  row r, columns v * 8 .. v * 8 + 7, lowest nibble first
  *          8 bits: [32 vectors][16 lanes] uint32: lane r of vector v holds 4 signed
@@ -80,7 +80,8 @@ typedef struct bxn_mm_args {
     uint32_t count;      /* tokens */
     float *y;            /* [count, N] ldy; exactly the columns asked for are written */
     size_t ldy;
-    const float *xsum; /* [*, ldsum] sums of x over 32 columns, indexed as x; packed with bias only */
+    const float *xsum; /* [*, ldsum] sums of x over 32 columns, 4 to a unit, indexed as x;
+                        * packed with bias only */
     size_t ldsum;
 } bxn_mm_args;
 
@@ -171,7 +172,7 @@ typedef struct bxn_kernels {
      * x and y may be the same. */
     void (*rmsnorm)(const float *x, const float *w, size_t n, float eps, float *y);
     void (*add)(float *y, const float *x, size_t n);                  /* y += x */
-    void (*scale_add)(float *y, const float *x, float s, size_t n);   /* y += s * x (fused in SIMD) */
+    void (*scale_add)(float *y, const float *x, float s, size_t n); /* y += s * x, fused in SIMD */
     void (*silu_mul)(float *a, const float *b, size_t n);             /* a = a * sigmoid(a) * b */
     void (*conv_silu)(const bxn_conv_args *args);
     void (*scan)(const bxn_scan_args *args);

@@ -40,7 +40,7 @@ bitaxon_status bxn_mem_init(bxn_mem *mem, const bitaxon_host *host, uint64_t lim
     memset(mem, 0, sizeof *mem);
     if (host != NULL) {
         size_t known = sizeof *host;
-        if (host->struct_size < offsetof(bitaxon_host, alloc))
+        if (host->struct_size < offsetof(bitaxon_host, alloc) || host->struct_size > 4096)
             return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "bitaxon_host: struct_size is %u",
                             (unsigned)host->struct_size);
         if (host->struct_size > known) {

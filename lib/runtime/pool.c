@@ -258,9 +258,10 @@ bitaxon_status bxn_pool_create(bxn_mem *mem, uint32_t threads, bxn_pool **out, b
         if (sized)
             pthread_attr_destroy(&attributes);
         if (failed != 0) {
+            uint32_t started = pool->started;
             bxn_pool_free(pool);
-            return bxn_fail(error, BITAXON_SYSTEM, "cannot start thread %u of %u (error %d)",
-                            pool->started + 1, threads - 1, failed);
+            return bxn_fail(error, BITAXON_SYSTEM, "cannot start thread %u of %u (error %d)", started + 1,
+                            threads - 1, failed);
         }
     }
     *out = pool;

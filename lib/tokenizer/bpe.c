@@ -16,8 +16,7 @@
 
 /* ---- growing arrays ---------------------------------------------------------------- */
 
-bitaxon_status bxn_bytes_reserve(bxn_mem *mem, bxn_bytes *bytes, size_t more,
-                                 bitaxon_error *error)
+bitaxon_status bxn_bytes_reserve(bxn_mem *mem, bxn_bytes *bytes, size_t more, bitaxon_error *error)
 {
     if (bytes->data != NULL && more <= bytes->capacity - bytes->count)
         return BITAXON_OK;
@@ -26,8 +25,8 @@ bitaxon_status bxn_bytes_reserve(bxn_mem *mem, bxn_bytes *bytes, size_t more,
     size_t grown = bytes->count + more;
     grown = grown < 2 * bytes->capacity ? 2 * bytes->capacity : grown < 256 ? 256 : grown;
     void *data = bytes->data;
-    bitaxon_status status = bxn_realloc(mem, &data, bytes->capacity, grown,
-                                        "text of the tokenizer", error);
+    bitaxon_status status =
+        bxn_realloc(mem, &data, bytes->capacity, grown, "text of the tokenizer", error);
     if (status == BITAXON_OK) {
         bytes->data = data;
         bytes->capacity = grown;
@@ -136,7 +135,7 @@ static uint32_t find_added(const bxn_tokenizer *t, const bxn_matcher *matcher, c
 
 const bxn_added *bxn_tokenizer_added(const bxn_tokenizer *t, uint32_t id)
 {
-    const bxn_matcher *matchers[] = { &t->raw, &t->normalized };
+    const bxn_matcher *matchers[] = {&t->raw, &t->normalized};
     for (int m = 0; m < 2; m++)
         for (uint32_t i = 0; i < matchers[m]->count; i++)
             if (matchers[m]->items[i].id == id)
@@ -168,9 +167,15 @@ bool bxn_tokenizer_piece(const bxn_tokenizer *t, int32_t id, const char **bytes,
     return true;
 }
 
-uint32_t bxn_tokenizer_size(const bxn_tokenizer *t) { return t->size; }
+uint32_t bxn_tokenizer_size(const bxn_tokenizer *t)
+{
+    return t->size;
+}
 
-uint64_t bxn_tokenizer_bytes(const bxn_tokenizer *t) { return t->held; }
+uint64_t bxn_tokenizer_bytes(const bxn_tokenizer *t)
+{
+    return t->held;
+}
 
 const int32_t *bxn_tokenizer_eos(const bxn_tokenizer *t, size_t *count)
 {
@@ -251,8 +256,8 @@ static bitaxon_status reserve_symbols(bxn_encoder *e, size_t bytes)
         return BITAXON_OK;
     size_t grown = bytes < 256 ? 256 : bytes + bytes / 2;
     void *symbols = NULL, *heap = NULL;
-    bitaxon_status status = bxn_alloc(e->mem, grown * sizeof *e->symbols, "symbols of a piece",
-                                      &symbols, e->error);
+    bitaxon_status status =
+        bxn_alloc(e->mem, grown * sizeof *e->symbols, "symbols of a piece", &symbols, e->error);
     if (status == BITAXON_OK)
         status = bxn_alloc(e->mem, 2 * grown * sizeof *e->heap, "candidates of a piece", &heap,
                            e->error);
@@ -292,9 +297,9 @@ bitaxon_status bxn_encoder_piece(bxn_encoder *e, const char *text, size_t bytes)
     bxn_symbol *symbols = e->symbols;
     size_t candidates = 0;
     for (uint32_t i = 0; i < bytes; i++)
-        symbols[i] = (bxn_symbol){ .id = t->byte_id[(unsigned char)text[i]],
-                                   .previous = i == 0 ? NONE : i - 1,
-                                   .next = i + 1 < bytes ? i + 1 : NONE };
+        symbols[i] = (bxn_symbol){.id = t->byte_id[(unsigned char)text[i]],
+                                  .previous = i == 0 ? NONE : i - 1,
+                                  .next = i + 1 < bytes ? i + 1 : NONE};
     for (uint32_t i = 0; i < bytes; i++)
         propose(t, symbols, i, e->heap, &candidates);
     while (candidates > 0) {
@@ -439,8 +444,8 @@ bitaxon_status bxn_encoder_text(bxn_encoder *e, const char *text, size_t bytes)
     bitaxon_status status = BITAXON_OK;
 
     if (bytes > BXN_MAX_TEXT_BYTES)
-        return bxn_fail(e->error, BITAXON_LIMIT, "a text of %zu bytes: at most %u at a time",
-                        bytes, BXN_MAX_TEXT_BYTES);
+        return bxn_fail(e->error, BITAXON_LIMIT, "a text of %zu bytes: at most %u at a time", bytes,
+                        BXN_MAX_TEXT_BYTES);
     while (at < bytes && status == BITAXON_OK) {
         size_t start = bytes, end = bytes;
         const bxn_added *token = NULL;
@@ -458,7 +463,8 @@ bitaxon_status bxn_encoder_text(bxn_encoder *e, const char *text, size_t bytes)
     return status;
 }
 
-/* ---- the encoder's life ------------------------------------------------------------------------- */
+/* ---- the encoder's life -------------------------------------------------------------------------
+ */
 
 bitaxon_status bxn_encoder_open(const bxn_tokenizer *t, uint8_t skip, bxn_encoder *e,
                                 bitaxon_error *error)
@@ -505,7 +511,7 @@ bitaxon_status bxn_tokenizer_encode(const bxn_tokenizer *t, const char *text, si
                                     bitaxon_error *error)
 {
     bxn_encoder e;
-    bxn_bytes clean = { 0 };
+    bxn_bytes clean = {0};
     uint8_t skip = (flags & BITAXON_TOKENIZE_SPECIAL) != 0 ? 0 : BXN_TOKEN_SPECIAL;
     bitaxon_status status = bxn_encoder_open(t, skip, &e, error);
     if (status != BITAXON_OK)

@@ -33,8 +33,7 @@ typedef struct bxn_ids {
     size_t count, capacity;
 } bxn_ids;
 
-bitaxon_status bxn_bytes_reserve(bxn_mem *mem, bxn_bytes *bytes, size_t more,
-                                 bitaxon_error *error);
+bitaxon_status bxn_bytes_reserve(bxn_mem *mem, bxn_bytes *bytes, size_t more, bitaxon_error *error);
 bitaxon_status bxn_bytes_append(bxn_mem *mem, bxn_bytes *bytes, const char *text, size_t count,
                                 bitaxon_error *error);
 void bxn_bytes_free(bxn_mem *mem, bxn_bytes *bytes);
@@ -78,10 +77,10 @@ typedef enum bxn_form { BXN_NFC, BXN_NFD, BXN_NFKC, BXN_NFKD } bxn_form;
 
 /* One step of the pre-tokenizer. */
 typedef struct bxn_step {
-    pcre2_code *code;   /* pieces are its matches and what is between, or */
-    char *literal;      /* the same with a fixed text, or */
+    pcre2_code *code; /* pieces are its matches and what is between, or */
+    char *literal;    /* the same with a fixed text, or */
     size_t literal_bytes;
-    bool add_space;     /* a piece that does not begin with a space gets one */
+    bool add_space; /* a piece that does not begin with a space gets one */
     bool drop_matches, drop_gaps;
 } bxn_step;
 
@@ -110,9 +109,9 @@ typedef struct bxn_pcre_memory {
 
 struct bxn_tokenizer {
     bxn_mem *mem;
-    uint64_t held; /* what mem was charged for this tokenizer */
-    uint64_t seed; /* of the hash tables; of no effect on results */
-    uint32_t size; /* 1 + highest id */
+    uint64_t held;     /* what mem was charged for this tokenizer */
+    uint64_t seed;     /* of the hash tables; of no effect on results */
+    uint32_t size;     /* 1 + highest id */
     bxn_token *tokens; /* [size] */
     uint8_t *flags;    /* [size] BXN_TOKEN_* */
     char *pool;
@@ -209,8 +208,7 @@ bitaxon_status bxn_pcre_general(bxn_pcre_memory *memory, pcre2_general_context *
 bitaxon_status bxn_pattern_compile(bxn_tokenizer *t, const char *where, const char *pattern,
                                    pcre2_code **out, bitaxon_error *error);
 /* Cut a piece by the steps from `step` on and hand the results to bxn_encoder_piece. */
-bitaxon_status bxn_pretokenize(bxn_encoder *encoder, uint32_t step, const char *text,
-                               size_t bytes);
+bitaxon_status bxn_pretokenize(bxn_encoder *encoder, uint32_t step, const char *text, size_t bytes);
 
 /* ---- load_steps.c ---------------------------------------------------------------------------- */
 
@@ -233,6 +231,12 @@ bitaxon_status bxn_load_check_keys(bxn_loader *l, json_t *node, const char *what
 /* *value = the boolean at key, or as it is when there is none. */
 bitaxon_status bxn_load_flag(bxn_loader *l, json_t *node, const char *what, const char *key,
                              bool *value);
+
+/* ---- end_tokens.c ------------------------------------------------------------------------------
+ */
+
+/* config, generation: tokenizer_config.json and generation_config.json, or NULL. */
+bitaxon_status bxn_load_ends(bxn_loader *l, json_t *config, json_t *generation);
 
 /* ---- chat_template.c --------------------------------------------------------------------- */
 

@@ -94,13 +94,15 @@ static bitaxon_status check_id(load *l, const char *what, const char *text, json
                                uint32_t *id)
 {
     if (!json_is_integer(value))
-        return bxn_fail(l->error, BITAXON_FORMAT, "%.80s: tokenizer.json: %s \"%.60s\": its id is not an integer",
-                        l->where, what, text);
+        return bxn_fail(l->error, BITAXON_FORMAT,
+                        "%.80s: tokenizer.json: %s \"%.60s\": its id is not an integer", l->where,
+                        what, text);
     json_int_t number = json_integer_value(value);
     if (number < 0 || (uint64_t)number >= l->id_limit)
         return bxn_fail(l->error, BITAXON_FORMAT,
-                        "%.80s: tokenizer.json: %s \"%.60s\": id %lld, expected 0 to %llu", l->where, what, text,
-                        (long long)number, (unsigned long long)(l->id_limit - 1));
+                        "%.80s: tokenizer.json: %s \"%.60s\": id %lld, expected 0 to %llu",
+                        l->where, what, text, (long long)number,
+                        (unsigned long long)(l->id_limit - 1));
     *id = (uint32_t)number;
     if (*id >= l->t->size)
         l->t->size = *id + 1;
@@ -109,22 +111,24 @@ static bitaxon_status check_id(load *l, const char *what, const char *text, json
 
 static bitaxon_status read_added(load *l, json_t *node, added_input *in)
 {
-    static const char *const keys[] = { "id", "content", "single_word", "lstrip", "rstrip",
-                                        "normalized", "special", NULL };
+    static const char *const keys[] = {"id",     "content",    "single_word", "lstrip",
+                                       "rstrip", "normalized", "special",     NULL};
     bool single_word = false;
     bitaxon_status status = bxn_load_check_keys(&l->base, node, "added_tokens", keys);
     if (status != BITAXON_OK)
         return status;
     json_t *content = json_object_get(node, "content");
     if (!json_is_string(content) || json_string_length(content) == 0)
-        return bxn_fail(l->error, BITAXON_FORMAT, "%.80s: tokenizer.json: added_tokens: entry %u has no \"content\"",
+        return bxn_fail(l->error, BITAXON_FORMAT,
+                        "%.80s: tokenizer.json: added_tokens: entry %u has no \"content\"",
                         l->where, (unsigned)in->order);
     in->content = in->match = json_string_value(content);
     in->bytes = in->match_bytes = json_string_length(content);
     if (in->bytes > BXN_MAX_ADDED_BYTES)
-        return bxn_fail(l->error, BITAXON_LIMIT,
-                        "%.80s: tokenizer.json: added token \"%.60s\" has %zu bytes, the limit is %u", l->where,
-                        in->content, in->bytes, BXN_MAX_ADDED_BYTES);
+        return bxn_fail(
+            l->error, BITAXON_LIMIT,
+            "%.80s: tokenizer.json: added token \"%.60s\" has %zu bytes, the limit is %u", l->where,
+            in->content, in->bytes, BXN_MAX_ADDED_BYTES);
     status = check_id(l, "added token", in->content, json_object_get(node, "id"), &in->id);
     if (status == BITAXON_OK)
         status = bxn_load_flag(&l->base, node, "added_tokens", "special", &in->special);
@@ -138,9 +142,10 @@ static bitaxon_status read_added(load *l, json_t *node, added_input *in)
     if (status == BITAXON_OK)
         status = bxn_load_flag(&l->base, node, "added_tokens", "single_word", &single_word);
     if (status == BITAXON_OK && single_word)
-        return bxn_fail(l->error, BITAXON_UNSUPPORTED,
-                        "%.80s: tokenizer.json: added token \"%.60s\": \"single_word\" is not supported", l->where,
-                        in->content);
+        return bxn_fail(
+            l->error, BITAXON_UNSUPPORTED,
+            "%.80s: tokenizer.json: added token \"%.60s\": \"single_word\" is not supported",
+            l->where, in->content);
     return status;
 }
 
@@ -148,7 +153,7 @@ static bitaxon_status read_added(load *l, json_t *node, added_input *in)
  * what normalization adds, and must keep to the limit too. */
 static bitaxon_status normalize_added(load *l, added_input *in)
 {
-    bxn_bytes buffers[2] = { { 0 }, { 0 } };
+    bxn_bytes buffers[2] = {{0}, {0}};
     bitaxon_status status = BITAXON_OK;
     for (uint32_t i = 0; i < l->t->form_count && status == BITAXON_OK; i++) {
         bool changed = false;
@@ -188,16 +193,17 @@ static bitaxon_status read_all_added(load *l, json_t *list)
     if (list == NULL || json_is_null(list))
         return BITAXON_OK;
     if (!json_is_array(list))
-        return bxn_fail(l->error, BITAXON_FORMAT, "%.80s: tokenizer.json: \"added_tokens\" is not an array",
-                        l->where);
+        return bxn_fail(l->error, BITAXON_FORMAT,
+                        "%.80s: tokenizer.json: \"added_tokens\" is not an array", l->where);
     void *added = NULL;
     l->added_count = json_array_size(list);
-    bitaxon_status status = bxn_calloc(l->mem, l->added_count * sizeof *l->added, "added tokens",
-                                       &added, l->error);
+    bitaxon_status status =
+        bxn_calloc(l->mem, l->added_count * sizeof *l->added, "added tokens", &added, l->error);
     l->added = added;
     if (status != BITAXON_OK)
         return status;
-    json_array_foreach(list, i, node) {
+    json_array_foreach(list, i, node)
+    {
         l->added[i].order = (uint32_t)i;
         status = read_added(l, node, &l->added[i]);
         if (status == BITAXON_OK && l->added[i].normalized)
@@ -212,7 +218,8 @@ static bitaxon_status read_all_added(load *l, json_t *list)
     return BITAXON_OK;
 }
 
-/* ---- the vocabulary --------------------------------------------------------------------------- */
+/* ---- the vocabulary ---------------------------------------------------------------------------
+ */
 
 static uint32_t power_of_two(uint64_t least)
 {
@@ -228,7 +235,8 @@ static bitaxon_status measure_vocab(load *l, uint64_t *bytes)
     const char *text;
     json_t *value;
     uint32_t id;
-    json_object_foreach(l->vocab, text, value) {
+    json_object_foreach(l->vocab, text, value)
+    {
         bitaxon_status status = check_id(l, "vocabulary: token", text, value, &id);
         if (status != BITAXON_OK)
             return status;
@@ -249,7 +257,8 @@ static bitaxon_status make_tables(load *l)
         bytes += l->added[i].bytes + (l->added[i].changed ? l->added[i].match_bytes : 0);
     /* Both are sums of parts of the text, or of normalized forms of at most 18 times that. */
     if (bytes > UINT32_MAX)
-        return bxn_fail(l->error, BITAXON_LIMIT, "%.80s: tokenizer.json: tokens of %llu bytes in all", l->where,
+        return bxn_fail(l->error, BITAXON_LIMIT,
+                        "%.80s: tokenizer.json: tokens of %llu bytes in all", l->where,
                         (unsigned long long)bytes);
     t->pool_bytes = (size_t)bytes;
     status = bxn_tokenizer_alloc(t, t->pool_bytes, "vocabulary", &p, l->error);
@@ -281,7 +290,8 @@ static bitaxon_status fill_vocab(load *l, size_t *used)
     bxn_tokenizer *t = l->t;
     const char *text;
     json_t *value;
-    json_object_foreach(l->vocab, text, value) {
+    json_object_foreach(l->vocab, text, value)
+    {
         uint32_t id = (uint32_t)json_integer_value(value);
         bool raw = false;
         l->scratch.count = 0;
@@ -290,13 +300,14 @@ static bitaxon_status fill_vocab(load *l, size_t *used)
             return status;
         if ((t->flags[id] & BXN_TOKEN_PRESENT) != 0)
             return bxn_fail(l->error, BITAXON_FORMAT,
-                            "%.80s: tokenizer.json: vocabulary: id %u of token \"%.60s\" is taken", l->where,
-                            (unsigned)id, text);
+                            "%.80s: tokenizer.json: vocabulary: id %u of token \"%.60s\" is taken",
+                            l->where, (unsigned)id, text);
         if (l->scratch.count == 0)
-            return bxn_fail(l->error, BITAXON_FORMAT, "%.80s: tokenizer.json: vocabulary: id %u is an empty token",
-                            l->where, (unsigned)id);
+            return bxn_fail(l->error, BITAXON_FORMAT,
+                            "%.80s: tokenizer.json: vocabulary: id %u is an empty token", l->where,
+                            (unsigned)id);
         t->flags[id] = (uint8_t)(BXN_TOKEN_PRESENT | (raw ? BXN_TOKEN_RAW : 0));
-        t->tokens[id] = (bxn_token){ (uint32_t)*used, (uint32_t)l->scratch.count };
+        t->tokens[id] = (bxn_token){(uint32_t)*used, (uint32_t)l->scratch.count};
         memcpy(t->pool + *used, l->scratch.data, l->scratch.count);
         *used += l->scratch.count;
         if (!raw)
@@ -314,14 +325,16 @@ static bitaxon_status fill_vocab(load *l, size_t *used)
         t->byte_id[byte] = bxn_tokenizer_find(t, &c, 1, true);
         if (t->byte_id[byte] == BXN_NO_ID)
             return bxn_fail(l->error, BITAXON_UNSUPPORTED,
-                            "%.80s: tokenizer.json: the vocabulary has no token for byte 0x%02X; only byte-level "
-                            "vocabularies with all 256 bytes are supported", l->where,
-                            (unsigned)byte);
+                            "%.80s: tokenizer.json: the vocabulary has no token for byte 0x%02X; "
+                            "only byte-level "
+                            "vocabularies with all 256 bytes are supported",
+                            l->where, (unsigned)byte);
     }
     return BITAXON_OK;
 }
 
-/* ---- added tokens, second pass ------------------------------------------------------------------ */
+/* ---- added tokens, second pass ------------------------------------------------------------------
+ */
 
 /* Give an added token its id: a new one, or that of the same text in the vocabulary. */
 static bitaxon_status place_added(load *l, const added_input *in, size_t *used)
@@ -333,30 +346,34 @@ static bitaxon_status place_added(load *l, const added_input *in, size_t *used)
     if (status != BITAXON_OK)
         return status;
     if ((t->flags[in->id] & BXN_TOKEN_ADDED) != 0)
-        return bxn_fail(l->error, BITAXON_FORMAT, "%.80s: tokenizer.json: added token \"%.60s\": id %u is listed "
-                        "twice", l->where, in->content, (unsigned)in->id);
+        return bxn_fail(l->error, BITAXON_FORMAT,
+                        "%.80s: tokenizer.json: added token \"%.60s\": id %u is listed "
+                        "twice",
+                        l->where, in->content, (unsigned)in->id);
     if ((t->flags[in->id] & BXN_TOKEN_PRESENT) != 0) {
         const bxn_token *token = &t->tokens[in->id];
         bool same = token->length == l->scratch.count &&
                     memcmp(t->pool + token->offset, l->scratch.data, l->scratch.count) == 0;
         if (!same)
-            return bxn_fail(l->error, BITAXON_FORMAT,
-                            "%.80s: tokenizer.json: added token \"%.60s\": id %u belongs to another token",
-                            l->where, in->content, (unsigned)in->id);
+            return bxn_fail(
+                l->error, BITAXON_FORMAT,
+                "%.80s: tokenizer.json: added token \"%.60s\": id %u belongs to another token",
+                l->where, in->content, (unsigned)in->id);
     } else {
-        uint32_t other = raw ? BXN_NO_ID
-                             : bxn_tokenizer_find(t, l->scratch.data, l->scratch.count, true);
+        uint32_t other =
+            raw ? BXN_NO_ID : bxn_tokenizer_find(t, l->scratch.data, l->scratch.count, true);
         if (other == BXN_NO_ID) {
             other = bxn_tokenizer_find(t, in->content, in->bytes, false);
             if (other != BXN_NO_ID && (t->flags[other] & BXN_TOKEN_RAW) == 0)
                 other = BXN_NO_ID; /* the same bytes, but written otherwise */
         }
         if (other != BXN_NO_ID)
-            return bxn_fail(l->error, BITAXON_FORMAT,
-                            "%.80s: tokenizer.json: added token \"%.60s\" has id %u, and %u besides", l->where,
-                            in->content, (unsigned)in->id, (unsigned)other);
+            return bxn_fail(
+                l->error, BITAXON_FORMAT,
+                "%.80s: tokenizer.json: added token \"%.60s\" has id %u, and %u besides", l->where,
+                in->content, (unsigned)in->id, (unsigned)other);
         t->flags[in->id] = BXN_TOKEN_PRESENT | BXN_TOKEN_RAW;
-        t->tokens[in->id] = (bxn_token){ (uint32_t)*used, (uint32_t)in->bytes };
+        t->tokens[in->id] = (bxn_token){(uint32_t)*used, (uint32_t)in->bytes};
         memcpy(t->pool + *used, in->content, in->bytes);
         *used += in->bytes;
         uint32_t slot = bxn_tokenizer_slot(t, in->content, in->bytes);
@@ -377,8 +394,8 @@ static bitaxon_status make_matcher(load *l, bxn_matcher *matcher, bool normalize
         count += l->added[i].normalized == normalized;
     if (count == 0)
         return BITAXON_OK;
-    bitaxon_status status = bxn_tokenizer_alloc(t, count * sizeof *matcher->items, "added tokens",
-                                                &items, l->error);
+    bitaxon_status status =
+        bxn_tokenizer_alloc(t, count * sizeof *matcher->items, "added tokens", &items, l->error);
     if (status != BITAXON_OK)
         return status;
     matcher->items = items;
@@ -388,8 +405,10 @@ static bitaxon_status make_matcher(load *l, bxn_matcher *matcher, bool normalize
         const added_input *in = &l->added[i];
         if (in->normalized != normalized)
             continue;
-        *out = (bxn_added){ .id = in->id, .length = (uint32_t)in->match_bytes,
-                            .lstrip = in->lstrip, .rstrip = in->rstrip };
+        *out = (bxn_added){.id = in->id,
+                           .length = (uint32_t)in->match_bytes,
+                           .lstrip = in->lstrip,
+                           .rstrip = in->rstrip};
         out->offset = (uint32_t)*used;
         if (in->changed || t->tokens[in->id].length != in->match_bytes ||
             memcmp(t->pool + t->tokens[in->id].offset, in->match, in->match_bytes) != 0) {
@@ -416,15 +435,16 @@ static bitaxon_status place_all_added(load *l, size_t *used)
     for (int byte = 0; byte < 256; byte++)
         if ((l->t->flags[l->t->byte_id[byte]] & BXN_TOKEN_SPECIAL) != 0)
             return bxn_fail(l->error, BITAXON_UNSUPPORTED,
-                            "%.80s: tokenizer.json: the token of byte 0x%02X is marked as special", l->where,
-                            (unsigned)byte);
+                            "%.80s: tokenizer.json: the token of byte 0x%02X is marked as special",
+                            l->where, (unsigned)byte);
     bitaxon_status status = make_matcher(l, &l->t->raw, false, used);
     if (status == BITAXON_OK)
         status = make_matcher(l, &l->t->normalized, true, used);
     return status;
 }
 
-/* ---- merges ---------------------------------------------------------------------------------------- */
+/* ---- merges
+ * ---------------------------------------------------------------------------------------- */
 
 /* The two parts of merge i: "a b" or ["a", "b"]. */
 static bitaxon_status merge_parts(load *l, size_t i, json_t *merge, const char **left,
@@ -450,16 +470,16 @@ static bitaxon_status merge_parts(load *l, size_t i, json_t *merge, const char *
             return BITAXON_OK;
         }
     }
-    return bxn_fail(l->error, BITAXON_FORMAT, "%.80s: tokenizer.json: merge %zu is not a pair of tokens", l->where,
-                    i);
+    return bxn_fail(l->error, BITAXON_FORMAT,
+                    "%.80s: tokenizer.json: merge %zu is not a pair of tokens", l->where, i);
 }
 
 static bitaxon_status add_merge(load *l, size_t i, json_t *merge, uint32_t rank)
 {
     bxn_tokenizer *t = l->t;
-    const char *text[2] = { NULL, NULL };
-    size_t bytes[2] = { 0, 0 };
-    uint32_t id[3] = { BXN_NO_ID, BXN_NO_ID, BXN_NO_ID };
+    const char *text[2] = {NULL, NULL};
+    size_t bytes[2] = {0, 0};
+    uint32_t id[3] = {BXN_NO_ID, BXN_NO_ID, BXN_NO_ID};
     bool raw = false;
     bitaxon_status status = merge_parts(l, i, merge, &text[0], &bytes[0], &text[1], &bytes[1]);
     if (status != BITAXON_OK)
@@ -471,25 +491,26 @@ static bitaxon_status add_merge(load *l, size_t i, json_t *merge, uint32_t rank)
         if (status != BITAXON_OK)
             return status;
         if (!raw)
-            id[part] = bxn_tokenizer_find(t, l->joined.data + before, l->joined.count - before,
-                                          true);
+            id[part] =
+                bxn_tokenizer_find(t, l->joined.data + before, l->joined.count - before, true);
         if (id[part] == BXN_NO_ID)
             return bxn_fail(l->error, BITAXON_FORMAT,
-                            "%.80s: tokenizer.json: merge %zu: \"%.*s\" is not in the vocabulary", l->where, i,
-                            (int)(bytes[part] < 60 ? bytes[part] : 60), text[part]);
+                            "%.80s: tokenizer.json: merge %zu: \"%.*s\" is not in the vocabulary",
+                            l->where, i, (int)(bytes[part] < 60 ? bytes[part] : 60), text[part]);
     }
     id[2] = bxn_tokenizer_find(t, l->joined.data, l->joined.count, true);
     if (id[2] == BXN_NO_ID)
-        return bxn_fail(l->error, BITAXON_FORMAT,
-                        "%.80s: tokenizer.json: merge %zu: its result \"%.*s%.*s\" is not in the vocabulary",
-                        l->where, i, (int)(bytes[0] < 40 ? bytes[0] : 40), text[0],
-                        (int)(bytes[1] < 40 ? bytes[1] : 40), text[1]);
+        return bxn_fail(
+            l->error, BITAXON_FORMAT,
+            "%.80s: tokenizer.json: merge %zu: its result \"%.*s%.*s\" is not in the vocabulary",
+            l->where, i, (int)(bytes[0] < 40 ? bytes[0] : 40), text[0],
+            (int)(bytes[1] < 40 ? bytes[1] : 40), text[1]);
     if ((t->flags[id[2]] & BXN_TOKEN_SPECIAL) != 0)
         return bxn_fail(l->error, BITAXON_UNSUPPORTED,
                         "%.80s: tokenizer.json: merge %zu gives the special token %u", l->where, i,
                         (unsigned)id[2]);
     /* A pair that is listed twice has its last rank. */
-    t->merges[bxn_merge_slot(t, id[0], id[1])] = (bxn_merge){ id[0], id[1], rank, id[2] };
+    t->merges[bxn_merge_slot(t, id[0], id[1])] = (bxn_merge){id[0], id[1], rank, id[2]};
     return BITAXON_OK;
 }
 
@@ -501,13 +522,14 @@ static bitaxon_status load_merges(load *l)
     json_t *merge;
     void *p = NULL;
     t->merge_slots = power_of_two(count + count / 2 + 1);
-    bitaxon_status status = bxn_tokenizer_alloc(t, t->merge_slots * sizeof *t->merges, "merges", &p,
-                                                l->error);
+    bitaxon_status status =
+        bxn_tokenizer_alloc(t, t->merge_slots * sizeof *t->merges, "merges", &p, l->error);
     t->merges = p;
     if (status != BITAXON_OK)
         return status;
     memset(t->merges, 0xFF, t->merge_slots * sizeof *t->merges);
-    json_array_foreach(l->merges, i, merge) {
+    json_array_foreach(l->merges, i, merge)
+    {
         const char *text = json_string_value(merge);
         if (text != NULL && strncmp(text, "#version", 8) == 0)
             continue;
@@ -518,7 +540,8 @@ static bitaxon_status load_merges(load *l)
     return BITAXON_OK;
 }
 
-/* ---- the document ------------------------------------------------------------------------------------ */
+/* ---- the document
+ * ------------------------------------------------------------------------------------ */
 
 /* The value at key is absent, null, false or 0, or an empty string. */
 static bitaxon_status need_off(load *l, json_t *model, const char *key)
@@ -528,27 +551,36 @@ static bitaxon_status need_off(load *l, json_t *model, const char *key)
         (json_is_number(value) && json_number_value(value) == 0) ||
         (json_is_string(value) && json_string_length(value) == 0))
         return BITAXON_OK;
-    return bxn_fail(l->error, BITAXON_UNSUPPORTED, "%.80s: tokenizer.json: model: \"%s\" is not supported", l->where,
-                    key);
+    return bxn_fail(l->error, BITAXON_UNSUPPORTED,
+                    "%.80s: tokenizer.json: model: \"%s\" is not supported", l->where, key);
 }
 
 static bitaxon_status load_model(load *l, json_t *model, size_t *used)
 {
-    static const char *const keys[] = {
-        "type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
-        "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges", NULL
-    };
-    static const char *const off[] = { "dropout", "unk_token", "continuing_subword_prefix",
-                                       "end_of_word_suffix", "byte_fallback" };
+    static const char *const keys[] = {"type",
+                                       "dropout",
+                                       "unk_token",
+                                       "continuing_subword_prefix",
+                                       "end_of_word_suffix",
+                                       "fuse_unk",
+                                       "byte_fallback",
+                                       "ignore_merges",
+                                       "vocab",
+                                       "merges",
+                                       NULL};
+    static const char *const off[] = {"dropout", "unk_token", "continuing_subword_prefix",
+                                      "end_of_word_suffix", "byte_fallback"};
     bool fuse_unk = false; /* of no effect: there is no unknown byte */
     bitaxon_status status = BITAXON_OK;
     json_t *type = json_object_get(model, "type");
     if (!json_is_object(model) || (type != NULL && !json_is_string(type)))
-        return bxn_fail(l->error, BITAXON_FORMAT, "%.80s: tokenizer.json: \"model\" is not an object with a \"type\"",
+        return bxn_fail(l->error, BITAXON_FORMAT,
+                        "%.80s: tokenizer.json: \"model\" is not an object with a \"type\"",
                         l->where);
     if (type != NULL && strcmp(json_string_value(type), "BPE") != 0)
-        return bxn_fail(l->error, BITAXON_UNSUPPORTED, "%.80s: tokenizer.json: model \"%.60s\" is not supported",
-                        l->where, json_string_value(type));
+        return bxn_fail(l->error, BITAXON_UNSUPPORTED,
+                        "%.80s: tokenizer.json: model \"%.60s\" is not supported", l->where,
+                        json_string_value(type));
     status = bxn_load_check_keys(&l->base, model, "model", keys);
     for (size_t i = 0; i < sizeof off / sizeof *off && status == BITAXON_OK; i++)
         status = need_off(l, model, off[i]);
@@ -562,7 +594,8 @@ static bitaxon_status load_model(load *l, json_t *model, size_t *used)
     l->merges = json_object_get(model, "merges");
     if (!json_is_object(l->vocab) || !json_is_array(l->merges))
         return bxn_fail(l->error, BITAXON_FORMAT,
-                        "%.80s: tokenizer.json: model: \"vocab\" is not an object or \"merges\" is not an array",
+                        "%.80s: tokenizer.json: model: \"vocab\" is not an object or \"merges\" is "
+                        "not an array",
                         l->where);
     status = make_tables(l);
     if (status == BITAXON_OK)
@@ -572,9 +605,9 @@ static bitaxon_status load_model(load *l, json_t *model, size_t *used)
 
 static bitaxon_status load_document(load *l, json_t *root)
 {
-    static const char *const keys[] = { "version", "truncation", "padding", "added_tokens",
-                                        "normalizer", "pre_tokenizer", "post_processor", "decoder",
-                                        "model", NULL };
+    static const char *const keys[] = {
+        "version",       "truncation",     "padding", "added_tokens", "normalizer",
+        "pre_tokenizer", "post_processor", "decoder", "model",        NULL};
     size_t used = 0;
     bitaxon_status status = bxn_load_check_keys(&l->base, root, "the document", keys);
     if (status == BITAXON_OK)
@@ -582,9 +615,11 @@ static bitaxon_status load_document(load *l, json_t *root)
     if (status == BITAXON_OK)
         status = bxn_load_pre_tokenizer(&l->base, json_object_get(root, "pre_tokenizer"));
     if (status == BITAXON_OK && !l->base.byte_level)
-        status = bxn_fail(l->error, BITAXON_UNSUPPORTED,
-                          "%.80s: tokenizer.json: pre_tokenizer: no ByteLevel step; only byte-level BPE is "
-                          "supported", l->where);
+        status = bxn_fail(
+            l->error, BITAXON_UNSUPPORTED,
+            "%.80s: tokenizer.json: pre_tokenizer: no ByteLevel step; only byte-level BPE is "
+            "supported",
+            l->where);
     if (status == BITAXON_OK)
         status = bxn_load_post_processor(&l->base, json_object_get(root, "post_processor"));
     if (status == BITAXON_OK)
@@ -600,80 +635,8 @@ static bitaxon_status load_document(load *l, json_t *root)
     return status;
 }
 
-/* ---- end tokens ----------------------------------------------------------------------------------------- */
-
-static bitaxon_status add_end(load *l, bxn_ids *ends, json_t *value)
-{
-    if (!json_is_integer(value) || json_integer_value(value) < 0 ||
-        json_integer_value(value) >= (json_int_t)BXN_MAX_TOKEN_IDS)
-        return bxn_fail(l->error, BITAXON_FORMAT,
-                        "%.80s: generation_config.json: \"eos_token_id\" is not a token id",
-                        l->where);
-    return bxn_ids_push(l->mem, ends, (int32_t)json_integer_value(value), l->error);
-}
-
-static bitaxon_status add_named_end(load *l, bxn_ids *ends, const char *text, size_t bytes)
-{
-    int32_t id;
-    return bxn_tokenizer_id(l->t, text, bytes, &id) ? bxn_ids_push(l->mem, ends, id, l->error)
-                                                    : BITAXON_OK;
-}
-
-static int by_id(const void *left, const void *right)
-{
-    int32_t a = *(const int32_t *)left, b = *(const int32_t *)right;
-    return a < b ? -1 : a > b;
-}
-
-static bitaxon_status load_ends(load *l, json_t *config, json_t *generation)
-{
-    static const char *const usual[] = { "<|im_end|>", "<|endoftext|>", "</s>" };
-    bxn_ids ends = { 0 };
-    bitaxon_status status = BITAXON_OK;
-    json_t *listed = json_object_get(generation, "eos_token_id"), *id;
-    size_t i, kept = 0;
-    if (json_array_size(listed) > BXN_MAX_END_TOKENS) {
-        status = bxn_fail(l->error, BITAXON_LIMIT,
-                          "%.80s: generation_config.json: %zu end tokens, the limit is %u",
-                          l->where, json_array_size(listed), BXN_MAX_END_TOKENS);
-    } else if (json_is_array(listed)) {
-        json_array_foreach(listed, i, id)
-            if (status == BITAXON_OK)
-                status = add_end(l, &ends, id);
-    } else if (listed != NULL && !json_is_null(listed)) {
-        status = add_end(l, &ends, listed);
-    }
-    json_t *named = json_object_get(config, "eos_token");
-    if (json_is_object(named))
-        named = json_object_get(named, "content");
-    if (status == BITAXON_OK && named != NULL && !json_is_null(named)) {
-        if (json_is_string(named))
-            status = add_named_end(l, &ends, json_string_value(named), json_string_length(named));
-        else
-            status = bxn_fail(l->error, BITAXON_FORMAT,
-                              "%.80s: tokenizer_config.json: \"eos_token\" is not a token",
-                              l->where);
-    }
-    for (i = 0; i < sizeof usual / sizeof *usual && status == BITAXON_OK; i++)
-        status = add_named_end(l, &ends, usual[i], strlen(usual[i]));
-    if (status == BITAXON_OK && ends.count != 0) {
-        void *eos = NULL;
-        bxn_sort(ends.data, ends.count, sizeof *ends.data, by_id);
-        for (i = 0; i < ends.count; i++)
-            if (kept == 0 || ends.data[i] != ends.data[kept - 1])
-                ends.data[kept++] = ends.data[i];
-        status = bxn_tokenizer_alloc(l->t, kept * sizeof *ends.data, "end tokens", &eos, l->error);
-        if (status == BITAXON_OK) {
-            memcpy(eos, ends.data, kept * sizeof *ends.data);
-            l->t->eos = eos;
-            l->t->eos_count = (uint32_t)kept;
-        }
-    }
-    bxn_ids_free(l->mem, &ends);
-    return status;
-}
-
-/* ---- a tokenizer's life -------------------------------------------------------------------------------------- */
+/* ---- a tokenizer's life
+ * -------------------------------------------------------------------------------------- */
 
 static bitaxon_status parse_optional(load *l, const char *text, size_t bytes, const char *what,
                                      bxn_json *out)
@@ -692,8 +655,8 @@ bitaxon_status bxn_tokenizer_create(bxn_mem *mem, const char *where, const char 
                                     size_t generation_bytes, bxn_tokenizer **out,
                                     bitaxon_error *error)
 {
-    bxn_json document = { 0 }, config = { 0 }, generation = { 0 };
-    load l = { .mem = mem, .error = error, .where = where };
+    bxn_json document = {0}, config = {0}, generation = {0};
+    load l = {.mem = mem, .error = error, .where = where};
     void *p = NULL;
 
     *out = NULL;
@@ -708,7 +671,7 @@ bitaxon_status bxn_tokenizer_create(bxn_mem *mem, const char *where, const char 
     /* Differs from run to run, so that no file can be made to fill one chain of a table. */
     t->seed = (uint64_t)(uintptr_t)t * 0x9E3779B97F4A7C15u ^ bxn_now_ns(mem);
     l.t = t;
-    l.base = (bxn_loader){ .t = t, .where = where, .error = error };
+    l.base = (bxn_loader){.t = t, .where = where, .error = error};
     /* An id beyond the text's own size by more than this is no vocabulary's. */
     l.id_limit = 1000000 + (uint64_t)tokenizer_bytes;
     if (l.id_limit > BXN_MAX_TOKEN_IDS)
@@ -726,7 +689,7 @@ bitaxon_status bxn_tokenizer_create(bxn_mem *mem, const char *where, const char 
     if (status == BITAXON_OK)
         status = load_document(&l, document.root);
     if (status == BITAXON_OK)
-        status = load_ends(&l, config.root, generation.root);
+        status = bxn_load_ends(&l.base, config.root, generation.root);
     if (status == BITAXON_OK)
         status = bxn_template_load(t, where, config.root, error);
 
@@ -758,7 +721,8 @@ void bxn_tokenizer_free(bxn_tokenizer *t)
     bxn_tokenizer_release(t, t->merges, t->merge_slots * sizeof *t->merges);
     bxn_tokenizer_release(t, t->slots, t->slot_count * sizeof *t->slots);
     bxn_tokenizer_release(t, t->raw.items, t->raw.count * sizeof *t->raw.items);
-    bxn_tokenizer_release(t, t->normalized.items, t->normalized.count * sizeof *t->normalized.items);
+    bxn_tokenizer_release(t, t->normalized.items,
+                          t->normalized.count * sizeof *t->normalized.items);
     bxn_tokenizer_release(t, t->flags, t->size);
     bxn_tokenizer_release(t, t->tokens, t->size * sizeof *t->tokens);
     bxn_tokenizer_release(t, t->pool, t->pool_bytes);

@@ -42,8 +42,8 @@ bitaxon_status bxn_tokenizer_chat(const bxn_tokenizer *tokenizer, const bitaxon_
 const int32_t *bxn_tokenizer_eos(const bxn_tokenizer *tokenizer, size_t *count);
 
 /* Streaming decode: append `count` bytes to the carry and hand out the longest valid
- * UTF-8 text; see utf8_stream.c. `out` must hold 3 * (pending + count) bytes; returns bytes
- * written. flush: an incomplete tail becomes U+FFFD. */
+ * UTF-8 text; see utf8_stream.c. `out` must hold 3 * (pending + count) bytes, or is NULL to
+ * count only; returns bytes written. flush: an incomplete tail becomes U+FFFD. */
 size_t bxn_utf8_push(bitaxon_text_stream *stream, const char *bytes, size_t count, bool flush,
                      char *out);
 

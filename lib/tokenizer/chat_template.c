@@ -13,14 +13,14 @@
 
 #include <string.h>
 
-static const char *const chatml_controls[] = { "<|im_start|>", "<|im_end|>" };
-static const bxn_role chatml_roles[] = { { NULL, "<|im_start|>{role}\n", "<|im_end|>\n" } };
-static const bxn_template chatml = { .begin = "",
-                                     .generate = "<|im_start|>assistant\n",
-                                     .controls = chatml_controls,
-                                     .control_count = 2,
-                                     .roles = chatml_roles,
-                                     .role_count = 1 };
+static const char *const chatml_controls[] = {"<|im_start|>", "<|im_end|>"};
+static const bxn_role chatml_roles[] = {{NULL, "<|im_start|>{role}\n", "<|im_end|>\n"}};
+static const bxn_template chatml = {.begin = "",
+                                    .generate = "<|im_start|>assistant\n",
+                                    .controls = chatml_controls,
+                                    .control_count = 2,
+                                    .roles = chatml_roles,
+                                    .role_count = 1};
 
 /* ---- reading ---------------------------------------------------------------------------- */
 
@@ -42,8 +42,10 @@ static void *place(layout *l, size_t bytes)
 static bitaxon_status bad(const layout *l, bitaxon_status status, const char *what,
                           const char *problem)
 {
-    return bxn_fail(l->error, status, "%.80s: tokenizer_config.json: bitaxon_chat_template: "
-                    "\"%.60s\" %s", l->where, what, problem);
+    return bxn_fail(l->error, status,
+                    "%.80s: tokenizer_config.json: bitaxon_chat_template: "
+                    "\"%.60s\" %s",
+                    l->where, what, problem);
 }
 
 static bitaxon_status place_string(layout *l, json_t *value, const char *what, const char **out)
@@ -62,14 +64,14 @@ static bitaxon_status place_string(layout *l, json_t *value, const char *what, c
     return BITAXON_OK;
 }
 
-static bitaxon_status known_keys(layout *l, json_t *node, const char *what,
-                                 const char *const *keys)
+static bitaxon_status known_keys(layout *l, json_t *node, const char *what, const char *const *keys)
 {
     const char *key;
     json_t *value;
     if (!json_is_object(node))
         return bad(l, BITAXON_FORMAT, what, "is not an object");
-    json_object_foreach(node, key, value) {
+    json_object_foreach(node, key, value)
+    {
         size_t i = 0;
         while (keys[i] != NULL && strcmp(keys[i], key) != 0)
             i++;
@@ -81,8 +83,8 @@ static bitaxon_status known_keys(layout *l, json_t *node, const char *what,
 
 static bitaxon_status place_role(layout *l, json_t *node, const char *name, bxn_role *role)
 {
-    static const char *const keys[] = { "prefix", "suffix", NULL };
-    bxn_role made = { 0 };
+    static const char *const keys[] = {"prefix", "suffix", NULL};
+    bxn_role made = {0};
     bitaxon_status status = known_keys(l, node, name != NULL ? name : "turn", keys);
     if (status == BITAXON_OK && name != NULL) {
         char *copy = place(l, strlen(name) + 1);
@@ -101,8 +103,8 @@ static bitaxon_status place_role(layout *l, json_t *node, const char *name, bxn_
 
 static bitaxon_status place_template(layout *l, json_t *node, bxn_template *chat)
 {
-    static const char *const keys[] = { "control_tokens", "begin", "turn", "roles", "generate",
-                                        "trim", NULL };
+    static const char *const keys[] = {"control_tokens", "begin", "turn", "roles",
+                                       "generate",       "trim",  NULL};
     json_t *controls = json_object_get(node, "control_tokens");
     json_t *roles = json_object_get(node, "roles"), *turn = json_object_get(node, "turn");
     json_t *trim = json_object_get(node, "trim"), *value;
@@ -125,7 +127,8 @@ static bitaxon_status place_template(layout *l, json_t *node, bxn_template *chat
     chat->control_count = (uint32_t)json_array_size(controls);
     const char **control = place(l, chat->control_count * sizeof *control);
     chat->controls = control;
-    json_array_foreach(controls, i, value) {
+    json_array_foreach(controls, i, value)
+    {
         const char *text = NULL;
         if (json_string_length(value) == 0)
             return bad(l, BITAXON_FORMAT, "control_tokens", "has an entry without a text");
@@ -138,7 +141,8 @@ static bitaxon_status place_template(layout *l, json_t *node, bxn_template *chat
     chat->role_count = (uint32_t)(json_object_size(roles) + (turn != NULL));
     bxn_role *role = place(l, chat->role_count * sizeof *role), *next = role;
     chat->roles = role;
-    json_object_foreach(roles, name, value) {
+    json_object_foreach(roles, name, value)
+    {
         status = place_role(l, value, name, next);
         if (status != BITAXON_OK)
             return status;
@@ -157,7 +161,7 @@ bitaxon_status bxn_template_load(bxn_tokenizer *t, const char *where, json_t *co
                                  bitaxon_error *error)
 {
     json_t *node = json_object_get(config, "bitaxon_chat_template");
-    layout l = { .where = where, .error = error };
+    layout l = {.where = where, .error = error};
     bxn_template chat = chatml;
     int32_t id;
 
@@ -212,7 +216,10 @@ static bitaxon_status append(render *r, const char *text, size_t bytes)
     return bxn_utf8_append(e->mem, &r->run, text, bytes, e->error);
 }
 
-static void border(render *r) { r->borders[r->reached++].offset = r->run.count; }
+static void border(render *r)
+{
+    r->borders[r->reached++].offset = r->run.count;
+}
 
 /* Encode the run; strip_end: the control token behind it takes white space before it. */
 static bitaxon_status flush(render *r, bool strip_end)
@@ -266,8 +273,7 @@ static bitaxon_status render_text(render *r, const char *text, const char *role)
         } else {
             status = flush(r, found->lstrip);
             if (status == BITAXON_OK)
-                status = bxn_ids_push(r->encoder.mem, &r->encoder.ids, found->id,
-                                      r->encoder.error);
+                status = bxn_ids_push(r->encoder.mem, &r->encoder.ids, found->id, r->encoder.error);
             r->strip_start = found->rstrip;
             at += found->bytes;
         }
@@ -286,7 +292,8 @@ static bitaxon_status find_controls(const bxn_tokenizer *t, render *r, bitaxon_e
         if (!bxn_tokenizer_id(t, c->text, c->bytes, &c->id))
             return bxn_fail(error, BITAXON_BAD_STATE,
                             "chat: the vocabulary has no token \"%.60s\", which the chat template "
-                            "needs", c->text);
+                            "needs",
+                            c->text);
         const bxn_added *added = bxn_tokenizer_added(t, (uint32_t)c->id);
         c->lstrip = added != NULL && added->lstrip;
         c->rstrip = added != NULL && added->rstrip;
@@ -308,7 +315,7 @@ static const bxn_role *find_role(const bxn_template *chat, const char *name)
 
 static bitaxon_status render_message(render *r, const bitaxon_message *message, size_t index)
 {
-    const char *content = message->content;
+    const char *content = message->content != NULL ? message->content : "";
     size_t bytes = message->content_bytes;
     const bxn_role *role = find_role(r->chat, message->role);
     if (role == NULL)
@@ -375,7 +382,7 @@ bitaxon_status bxn_tokenizer_chat(const bxn_tokenizer *t, const bitaxon_message 
         status = bxn_ids_deliver(&r->encoder.ids, ids, capacity, need, error);
     for (size_t i = 0; i < count && spans != NULL && status == BITAXON_OK; i++) {
         const bxn_border *at = &r->borders[4 * i];
-        spans[i] = (bitaxon_span){ at[0].mark, at[1].mark, at[2].mark, at[3].mark };
+        spans[i] = (bitaxon_span){at[0].mark, at[1].mark, at[2].mark, at[3].mark};
     }
 
 done:

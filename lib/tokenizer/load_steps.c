@@ -7,7 +7,8 @@
 
 #include <string.h>
 
-#define GPT2_PATTERN "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
+#define GPT2_PATTERN                                                                               \
+    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 
 bitaxon_status bxn_load_check_keys(bxn_loader *l, json_t *node, const char *what,
                                    const char *const *keys)
@@ -15,14 +16,17 @@ bitaxon_status bxn_load_check_keys(bxn_loader *l, json_t *node, const char *what
     const char *key;
     json_t *value;
     if (!json_is_object(node))
-        return bxn_fail(l->error, BITAXON_FORMAT, "%.80s: tokenizer.json: %s is not an object", l->where, what);
-    json_object_foreach(node, key, value) {
+        return bxn_fail(l->error, BITAXON_FORMAT, "%.80s: tokenizer.json: %s is not an object",
+                        l->where, what);
+    json_object_foreach(node, key, value)
+    {
         size_t i = 0;
         while (keys[i] != NULL && strcmp(keys[i], key) != 0)
             i++;
         if (keys[i] == NULL)
-            return bxn_fail(l->error, BITAXON_UNSUPPORTED, "%.80s: tokenizer.json: %s: unknown key \"%.60s\"",
-                            l->where, what, key);
+            return bxn_fail(l->error, BITAXON_UNSUPPORTED,
+                            "%.80s: tokenizer.json: %s: unknown key \"%.60s\"", l->where, what,
+                            key);
     }
     return BITAXON_OK;
 }
@@ -34,8 +38,9 @@ bitaxon_status bxn_load_flag(bxn_loader *l, json_t *node, const char *what, cons
     if (flag == NULL)
         return BITAXON_OK;
     if (!json_is_boolean(flag))
-        return bxn_fail(l->error, BITAXON_FORMAT, "%.80s: tokenizer.json: %s: \"%s\" is not true or false",
-                        l->where, what, key);
+        return bxn_fail(l->error, BITAXON_FORMAT,
+                        "%.80s: tokenizer.json: %s: \"%s\" is not true or false", l->where, what,
+                        key);
     *value = json_is_true(flag);
     return BITAXON_OK;
 }
@@ -46,35 +51,37 @@ static const char *type_of(bxn_loader *l, json_t *node, const char *what, bitaxo
     const char *type = json_string_value(json_object_get(node, "type"));
     *status = BITAXON_OK;
     if (type == NULL)
-        *status = bxn_fail(l->error, BITAXON_FORMAT, "%.80s: tokenizer.json: %s is not an object with a \"type\"",
-                           l->where, what);
+        *status =
+            bxn_fail(l->error, BITAXON_FORMAT,
+                     "%.80s: tokenizer.json: %s is not an object with a \"type\"", l->where, what);
     return type;
 }
 
 static bitaxon_status unknown_type(bxn_loader *l, const char *what, const char *type)
 {
-    return bxn_fail(l->error, BITAXON_UNSUPPORTED, "%.80s: tokenizer.json: %s \"%.60s\" is not supported", l->where,
-                    what, type);
+    return bxn_fail(l->error, BITAXON_UNSUPPORTED,
+                    "%.80s: tokenizer.json: %s \"%.60s\" is not supported", l->where, what, type);
 }
 
 /* Each part of a Sequence through load. */
-static bitaxon_status load_sequence(bxn_loader *l, json_t *node, const char *what,
-                                    const char *list,
+static bitaxon_status load_sequence(bxn_loader *l, json_t *node, const char *what, const char *list,
                                     bitaxon_status (*load)(bxn_loader *l, json_t *node))
 {
-    const char *keys[] = { "type", list, NULL };
+    const char *keys[] = {"type", list, NULL};
     json_t *parts = json_object_get(node, list), *part;
     size_t i;
     bitaxon_status status = bxn_load_check_keys(l, node, what, keys);
     if (status != BITAXON_OK)
         return status;
     if (!json_is_array(parts))
-        return bxn_fail(l->error, BITAXON_FORMAT, "%.80s: tokenizer.json: %s: \"%s\" is not an array", l->where,
-                        what, list);
-    json_array_foreach(parts, i, part) {
+        return bxn_fail(l->error, BITAXON_FORMAT,
+                        "%.80s: tokenizer.json: %s: \"%s\" is not an array", l->where, what, list);
+    json_array_foreach(parts, i, part)
+    {
         if (json_is_null(part))
-            return bxn_fail(l->error, BITAXON_FORMAT, "%.80s: tokenizer.json: %s: \"%s\" has a null in it",
-                            l->where, what, list);
+            return bxn_fail(l->error, BITAXON_FORMAT,
+                            "%.80s: tokenizer.json: %s: \"%s\" has a null in it", l->where, what,
+                            list);
         status = load(l, part);
         if (status != BITAXON_OK)
             return status;
@@ -86,9 +93,9 @@ static bitaxon_status load_sequence(bxn_loader *l, json_t *node, const char *wha
 
 bitaxon_status bxn_load_normalizer(bxn_loader *l, json_t *node)
 {
-    static const char *const names[] = { "NFC", "NFD", "NFKC", "NFKD" };
-    static const bxn_form forms[] = { BXN_NFC, BXN_NFD, BXN_NFKC, BXN_NFKD };
-    static const char *const keys[] = { "type", NULL };
+    static const char *const names[] = {"NFC", "NFD", "NFKC", "NFKD"};
+    static const bxn_form forms[] = {BXN_NFC, BXN_NFD, BXN_NFKC, BXN_NFKD};
+    static const char *const keys[] = {"type", NULL};
     bitaxon_status status;
     if (node == NULL || json_is_null(node))
         return BITAXON_OK;
@@ -101,7 +108,8 @@ bitaxon_status bxn_load_normalizer(bxn_loader *l, json_t *node)
         if (strcmp(type, names[i]) != 0)
             continue;
         if (l->t->form_count == BXN_MAX_STEPS)
-            return bxn_fail(l->error, BITAXON_LIMIT, "%.80s: tokenizer.json: more than %u normalizers", l->where,
+            return bxn_fail(l->error, BITAXON_LIMIT,
+                            "%.80s: tokenizer.json: more than %u normalizers", l->where,
                             BXN_MAX_STEPS);
         l->t->forms[l->t->form_count++] = forms[i];
         return bxn_load_check_keys(l, node, "normalizer", keys);
@@ -114,11 +122,14 @@ bitaxon_status bxn_load_normalizer(bxn_loader *l, json_t *node)
 static bitaxon_status add_step(bxn_loader *l, bxn_step **step)
 {
     if (l->byte_level)
-        return bxn_fail(l->error, BITAXON_UNSUPPORTED,
-                        "%.80s: tokenizer.json: pre_tokenizer: a step after ByteLevel is not supported", l->where);
+        return bxn_fail(
+            l->error, BITAXON_UNSUPPORTED,
+            "%.80s: tokenizer.json: pre_tokenizer: a step after ByteLevel is not supported",
+            l->where);
     if (l->t->step_count == BXN_MAX_STEPS)
-        return bxn_fail(l->error, BITAXON_LIMIT, "%.80s: tokenizer.json: pre_tokenizer: more than %u steps",
-                        l->where, BXN_MAX_STEPS);
+        return bxn_fail(l->error, BITAXON_LIMIT,
+                        "%.80s: tokenizer.json: pre_tokenizer: more than %u steps", l->where,
+                        BXN_MAX_STEPS);
     *step = &l->t->steps[l->t->step_count++];
     return BITAXON_OK;
 }
@@ -127,22 +138,21 @@ static bitaxon_status add_pattern(bxn_loader *l, const char *pattern, bxn_step *
 {
     bitaxon_status status = add_step(l, step);
     if (status == BITAXON_OK)
-        status = bxn_pattern_compile(l->t, l->where, pattern, &(*step)->code,
-                                     l->error);
+        status = bxn_pattern_compile(l->t, l->where, pattern, &(*step)->code, l->error);
     return status;
 }
 
 static bitaxon_status load_byte_level(bxn_loader *l, json_t *node)
 {
-    static const char *const keys[] = { "type", "add_prefix_space", "trim_offsets", "use_regex",
-                                        NULL };
+    static const char *const keys[] = {"type", "add_prefix_space", "trim_offsets", "use_regex",
+                                       NULL};
     const char *what = "pre_tokenizer ByteLevel";
     bool add_space = false, trim_offsets = false, use_regex = true;
     bxn_step *step;
     bitaxon_status status = bxn_load_check_keys(l, node, what, keys);
     if (status == BITAXON_OK && json_object_get(node, "add_prefix_space") == NULL)
-        return bxn_fail(l->error, BITAXON_FORMAT, "%.80s: tokenizer.json: %s: no \"add_prefix_space\"", l->where,
-                        what);
+        return bxn_fail(l->error, BITAXON_FORMAT,
+                        "%.80s: tokenizer.json: %s: no \"add_prefix_space\"", l->where, what);
     if (status == BITAXON_OK)
         status = bxn_load_flag(l, node, what, "add_prefix_space", &add_space);
     if (status == BITAXON_OK)
@@ -164,8 +174,8 @@ static bitaxon_status load_byte_level(bxn_loader *l, json_t *node)
 
 static bitaxon_status load_split(bxn_loader *l, json_t *node)
 {
-    static const char *const keys[] = { "type", "pattern", "behavior", "invert", NULL };
-    static const char *const pattern_keys[] = { "Regex", "String", NULL };
+    static const char *const keys[] = {"type", "pattern", "behavior", "invert", NULL};
+    static const char *const pattern_keys[] = {"Regex", "String", NULL};
     const char *what = "pre_tokenizer Split";
     bool invert = false, removed;
     bxn_step *step = NULL;
@@ -179,24 +189,28 @@ static bitaxon_status load_split(bxn_loader *l, json_t *node)
         return status;
     const char *behavior = json_string_value(json_object_get(node, "behavior"));
     if (behavior == NULL)
-        return bxn_fail(l->error, BITAXON_FORMAT, "%.80s: tokenizer.json: %s: no \"behavior\"", l->where, what);
+        return bxn_fail(l->error, BITAXON_FORMAT, "%.80s: tokenizer.json: %s: no \"behavior\"",
+                        l->where, what);
     removed = strcmp(behavior, "Removed") == 0;
     if (!removed && strcmp(behavior, "Isolated") != 0)
         return bxn_fail(l->error, BITAXON_UNSUPPORTED,
-                        "%.80s: tokenizer.json: %s: behavior \"%.60s\" is not supported", l->where, what, behavior);
+                        "%.80s: tokenizer.json: %s: behavior \"%.60s\" is not supported", l->where,
+                        what, behavior);
     const char *regex = json_string_value(json_object_get(pattern, "Regex"));
     const char *literal = json_string_value(json_object_get(pattern, "String"));
     if ((regex == NULL) == (literal == NULL) || json_object_size(pattern) != 1)
-        return bxn_fail(l->error, BITAXON_FORMAT,
-                        "%.80s: tokenizer.json: %s: \"pattern\" needs one of \"Regex\" and \"String\"", l->where,
-                        what);
+        return bxn_fail(
+            l->error, BITAXON_FORMAT,
+            "%.80s: tokenizer.json: %s: \"pattern\" needs one of \"Regex\" and \"String\"",
+            l->where, what);
     if (regex != NULL) {
         status = add_pattern(l, regex, &step);
     } else {
         size_t bytes = strlen(literal);
         if (bytes == 0 || bytes > BXN_MAX_PATTERN_BYTES)
-            return bxn_fail(l->error, BITAXON_UNSUPPORTED, "%.80s: tokenizer.json: %s: a String of %zu bytes",
-                            l->where, what, bytes);
+            return bxn_fail(l->error, BITAXON_UNSUPPORTED,
+                            "%.80s: tokenizer.json: %s: a String of %zu bytes", l->where, what,
+                            bytes);
         void *copy = NULL;
         status = add_step(l, &step);
         if (status == BITAXON_OK)
@@ -216,7 +230,7 @@ static bitaxon_status load_split(bxn_loader *l, json_t *node)
 
 static bitaxon_status load_digits(bxn_loader *l, json_t *node)
 {
-    static const char *const keys[] = { "type", "individual_digits", NULL };
+    static const char *const keys[] = {"type", "individual_digits", NULL};
     bool individual = false;
     bxn_step *step;
     bitaxon_status status = bxn_load_check_keys(l, node, "pre_tokenizer Digits", keys);

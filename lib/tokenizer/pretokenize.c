@@ -79,9 +79,10 @@ static bitaxon_status put(translation *x, const char *text, size_t bytes)
 
 static bitaxon_status refuse(const translation *x, const char *what)
 {
-    return bxn_fail(x->error, BITAXON_UNSUPPORTED,
-                    "%.80s: tokenizer.json: pre_tokenizer: pattern: %s at byte %zu is not supported", x->where,
-                    what, x->at);
+    return bxn_fail(
+        x->error, BITAXON_UNSUPPORTED,
+        "%.80s: tokenizer.json: pre_tokenizer: pattern: %s at byte %zu is not supported", x->where,
+        what, x->at);
 }
 
 static bool is_hex(char c)
@@ -89,7 +90,10 @@ static bool is_hex(char c)
     return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F');
 }
 
-static bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
+static bool is_letter(char c)
+{
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+}
 
 /* \p{..} or \P{..}; a script is meant by its Script property, not by Script_Extensions. */
 static bitaxon_status translate_property(translation *x)
@@ -174,7 +178,7 @@ static bitaxon_status translate_escape(translation *x)
 
 static bool is_known_group(const char *p)
 {
-    static const char *const known[] = { "(?:", "(?i:", "(?=", "(?!", "(?<=", "(?<!", "(?>" };
+    static const char *const known[] = {"(?:", "(?i:", "(?=", "(?!", "(?<=", "(?<!", "(?>"};
     if (p[1] != '?' && p[1] != '*')
         return true;
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
@@ -225,7 +229,7 @@ bitaxon_status bxn_pattern_compile(bxn_tokenizer *t, const char *where, const ch
                                    pcre2_code **out, bitaxon_error *error)
 {
     bxn_pcre_memory *memory = &t->pcre_memory;
-    translation x = { .mem = t->mem, .error = error, .where = where, .pattern = pattern };
+    translation x = {.mem = t->mem, .error = error, .where = where, .pattern = pattern};
     pcre2_compile_context *context = NULL;
     int code = 0;
     PCRE2_SIZE offset = 0;
@@ -233,8 +237,10 @@ bitaxon_status bxn_pattern_compile(bxn_tokenizer *t, const char *where, const ch
 
     *out = NULL;
     if (strlen(pattern) > BXN_MAX_PATTERN_BYTES)
-        return bxn_fail(error, BITAXON_LIMIT, "%.80s: tokenizer.json: pre_tokenizer: a pattern of %zu bytes, the "
-                        "limit is %u", where, strlen(pattern), BXN_MAX_PATTERN_BYTES);
+        return bxn_fail(error, BITAXON_LIMIT,
+                        "%.80s: tokenizer.json: pre_tokenizer: a pattern of %zu bytes, the "
+                        "limit is %u",
+                        where, strlen(pattern), BXN_MAX_PATTERN_BYTES);
     status = translate(&x);
     if (status != BITAXON_OK)
         goto done;
@@ -252,10 +258,11 @@ bitaxon_status bxn_pattern_compile(bxn_tokenizer *t, const char *where, const ch
     if (*out == NULL && memory->status != BITAXON_OK) {
         status = bxn_fail(error, memory->status, "%.80s: no memory for the pre-tokenizer", where);
     } else if (*out == NULL) {
-        PCRE2_UCHAR reason[120] = { 0 };
+        PCRE2_UCHAR reason[120] = {0};
         pcre2_get_error_message(code, reason, sizeof reason);
-        status = bxn_fail(error, BITAXON_UNSUPPORTED, "%.80s: tokenizer.json: pre_tokenizer: pattern: %s (%.40s)",
-                          where, (const char *)reason, pattern);
+        status = bxn_fail(error, BITAXON_UNSUPPORTED,
+                          "%.80s: tokenizer.json: pre_tokenizer: pattern: %s (%.40s)", where,
+                          (const char *)reason, pattern);
     }
 
 done:
@@ -358,6 +365,5 @@ bitaxon_status bxn_pretokenize(bxn_encoder *e, uint32_t index, const char *text,
     }
     if (status != BITAXON_END)
         return status;
-    return step->drop_gaps ? BITAXON_OK
-                           : bxn_pretokenize(e, index + 1, text + done, bytes - done);
+    return step->drop_gaps ? BITAXON_OK : bxn_pretokenize(e, index + 1, text + done, bytes - done);
 }

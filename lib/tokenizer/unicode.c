@@ -153,19 +153,18 @@ typedef struct stretch {
  * tables of the library by which models' tokenizers are made are of that version: there they
  * are starters that nothing changes, and ids must come out alike. */
 static const uint32_t late[][2] = {
-    { 0x07FD, 0x07FD }, { 0x0898, 0x089F }, { 0x08CA, 0x08D3 }, { 0x09FE, 0x09FE },
-    { 0x0C3C, 0x0C3C }, { 0x0D3B, 0x0D3C }, { 0x0EBA, 0x0EBA }, { 0x1715, 0x1715 },
-    { 0x1ABF, 0x1ACE }, { 0x1DF6, 0x1DFA }, { 0x32FF, 0x32FF }, { 0xA7F2, 0xA7F4 },
-    { 0xA82C, 0xA82C }, { 0xAB69, 0xAB69 }, { 0x10781, 0x10785 }, { 0x10787, 0x107B0 },
-    { 0x107B2, 0x107BA }, { 0x10D24, 0x10D27 }, { 0x10EAB, 0x10EAC }, { 0x10EFD, 0x10EFF },
-    { 0x10F46, 0x10F50 }, { 0x10F82, 0x10F85 }, { 0x11070, 0x11070 }, { 0x1133B, 0x1133B },
-    { 0x1145E, 0x1145E }, { 0x11839, 0x1183A }, { 0x11930, 0x11930 }, { 0x11935, 0x11935 },
-    { 0x11938, 0x11938 }, { 0x1193D, 0x1193E }, { 0x11943, 0x11943 }, { 0x119E0, 0x119E0 },
-    { 0x11A34, 0x11A34 }, { 0x11A47, 0x11A47 }, { 0x11A99, 0x11A99 }, { 0x11D42, 0x11D42 },
-    { 0x11D44, 0x11D45 }, { 0x11D97, 0x11D97 }, { 0x11F41, 0x11F42 }, { 0x16FF0, 0x16FF1 },
-    { 0x1E030, 0x1E06D }, { 0x1E08F, 0x1E08F }, { 0x1E130, 0x1E136 }, { 0x1E2AE, 0x1E2AE },
-    { 0x1E2EC, 0x1E2EF }, { 0x1E4EC, 0x1E4EF }, { 0x1F16C, 0x1F16C }, { 0x1FBF0, 0x1FBF9 }
-};
+    {0x07FD, 0x07FD},   {0x0898, 0x089F},   {0x08CA, 0x08D3},   {0x09FE, 0x09FE},
+    {0x0C3C, 0x0C3C},   {0x0D3B, 0x0D3C},   {0x0EBA, 0x0EBA},   {0x1715, 0x1715},
+    {0x1ABF, 0x1ACE},   {0x1DF6, 0x1DFA},   {0x32FF, 0x32FF},   {0xA7F2, 0xA7F4},
+    {0xA82C, 0xA82C},   {0xAB69, 0xAB69},   {0x10781, 0x10785}, {0x10787, 0x107B0},
+    {0x107B2, 0x107BA}, {0x10D24, 0x10D27}, {0x10EAB, 0x10EAC}, {0x10EFD, 0x10EFF},
+    {0x10F46, 0x10F50}, {0x10F82, 0x10F85}, {0x11070, 0x11070}, {0x1133B, 0x1133B},
+    {0x1145E, 0x1145E}, {0x11839, 0x1183A}, {0x11930, 0x11930}, {0x11935, 0x11935},
+    {0x11938, 0x11938}, {0x1193D, 0x1193E}, {0x11943, 0x11943}, {0x119E0, 0x119E0},
+    {0x11A34, 0x11A34}, {0x11A47, 0x11A47}, {0x11A99, 0x11A99}, {0x11D42, 0x11D42},
+    {0x11D44, 0x11D45}, {0x11D97, 0x11D97}, {0x11F41, 0x11F42}, {0x16FF0, 0x16FF1},
+    {0x1E030, 0x1E06D}, {0x1E08F, 0x1E08F}, {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE},
+    {0x1E2EC, 0x1E2EF}, {0x1E4EC, 0x1E4EF}, {0x1F16C, 0x1F16C}, {0x1FBF0, 0x1FBF9}};
 
 static bool is_late(uint32_t c)
 {
@@ -200,8 +199,8 @@ static bool is_stable(uint32_t c, bxn_form form)
         return false;
     const utf8proc_property_t *property = utf8proc_get_property((utf8proc_int32_t)c);
     bool second = property->comb_index != UINT16_MAX && property->comb_index >= 0x8000;
-    bool decomposes = property->decomp_seqindex != UINT16_MAX &&
-                      (property->decomp_type == 0 || compatible);
+    bool decomposes =
+        property->decomp_seqindex != UINT16_MAX && (property->decomp_type == 0 || compatible);
     return property->combining_class == 0 && !second && !decomposes;
 }
 
@@ -224,7 +223,7 @@ static void order_marks(utf8proc_int32_t *c, size_t count, utf8proc_int32_t *roo
         }
         return;
     }
-    size_t start[257] = { 0 };
+    size_t start[257] = {0};
     for (size_t i = 0; i < count; i++)
         start[combining_class(c[i]) + 1]++;
     for (int rank = 0; rank < 256; rank++)
@@ -235,9 +234,8 @@ static void order_marks(utf8proc_int32_t *c, size_t count, utf8proc_int32_t *roo
 }
 
 /* Decompose, order and compose [text, text + bytes) behind what out holds. */
-static bitaxon_status normalize_stretch(bxn_mem *mem, bxn_form form, const char *text,
-                                        size_t bytes, stretch *s, bxn_bytes *out,
-                                        bitaxon_error *error)
+static bitaxon_status normalize_stretch(bxn_mem *mem, bxn_form form, const char *text, size_t bytes,
+                                        stretch *s, bxn_bytes *out, bitaxon_error *error)
 {
     utf8proc_option_t options = UTF8PROC_DECOMPOSE;
     if (form == BXN_NFKC || form == BXN_NFKD)
@@ -264,8 +262,7 @@ static bitaxon_status normalize_stretch(bxn_mem *mem, bxn_form form, const char 
         utf8proc_ssize_t parts = utf8proc_decompose_char((utf8proc_int32_t)c, s->c + s->count,
                                                          MOST_PARTS, options, &boundary);
         if (parts < 0 || parts > MOST_PARTS)
-            return bxn_fail(error, BITAXON_INTERNAL, "normalization of U+%04X failed",
-                            (unsigned)c);
+            return bxn_fail(error, BITAXON_INTERNAL, "normalization of U+%04X failed", (unsigned)c);
         s->count += (size_t)parts;
     }
     for (size_t at = 0; at < s->count;) {
@@ -284,8 +281,8 @@ static bitaxon_status normalize_stretch(bxn_mem *mem, bxn_form form, const char 
     }
     for (size_t i = 0; i < s->count; i++) {
         char c[4];
-        bitaxon_status status = bxn_bytes_append(mem, out, c, bxn_utf8_write((uint32_t)s->c[i], c),
-                                                 error);
+        bitaxon_status status =
+            bxn_bytes_append(mem, out, c, bxn_utf8_write((uint32_t)s->c[i], c), error);
         if (status != BITAXON_OK)
             return status;
     }
@@ -296,7 +293,7 @@ bitaxon_status bxn_normalize(bxn_mem *mem, bxn_form form, const char *text, size
                              bxn_bytes *out, bxn_border *borders, size_t border_count,
                              bool *changed, bitaxon_error *error)
 {
-    stretch s = { 0 };
+    stretch s = {0};
     bitaxon_status status = BITAXON_OK;
     size_t copied = 0, at = 0, previous = 0, length, border = 0;
 
@@ -322,7 +319,8 @@ bitaxon_status bxn_normalize(bxn_mem *mem, bxn_form form, const char *text, size
         if (status != BITAXON_OK)
             goto done;
         size_t same = 0, written = out->count - before;
-        while (same < written && same < end - start && out->data[before + same] == text[start + same])
+        while (same < written && same < end - start &&
+               out->data[before + same] == text[start + same])
             same++;
         if (same != written || same != end - start)
             *changed = true;

@@ -189,8 +189,12 @@ def make_variants():
     vocab = {k: v for k, v in base["model"]["vocab"].items() if v < 256 + len(merges)}
 
     def variant(pre_tokenizer, tokens, normalizer=None, pairs=False, **model):
+        ids, top = [], max(vocab.values()) + 1  # a known text keeps its id, others follow
+        for token in tokens:
+            ids.append(vocab.get(token["content"], top))
+            top += ids[-1] == top
         data = {"version": "1.0", "truncation": None, "padding": None,
-                "added_tokens": [dict(id=len(vocab) + i, **t) for i, t in enumerate(tokens)],
+                "added_tokens": [dict(id=i, **t) for i, t in zip(ids, tokens)],
                 "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": None,
                 "decoder": byte_level(True, True),
                 "model": {"type": "BPE", "dropout": None, "unk_token": None,
@@ -204,7 +208,7 @@ def make_variants():
 
     chat = [added("<|endoftext|>", True), added("<|im_start|>", True), added("<|im_end|>", True)]
     extra = dict(vocab)
-    for word in ("Ġmodel", "ing", "Hello", "ĠëĤł", "äºº"):  # whole words without merges
+    for word in ("ĠCatherine", "ĠThorpe", "Isabella", "thethethethethe", "äºº"):  # whole words without merges
         extra.setdefault(word, len(extra) + 100)
     return {
         "llama3": variant(sequence(split(LLAMA3), byte_level()), chat, pairs=True,
@@ -212,7 +216,7 @@ def make_variants():
         "words": variant(sequence(split(LLAMA3), byte_level()), [], vocab=extra,
                          ignore_merges=True),
         "o200k": variant(sequence(split(O200K), byte_level()),
-                         chat + [added("ﬁ", False), added("Å", False), added("e\u0301", False),
+                         chat + [added("ﬁ", False), added("Åx", False), added("e\u0301", False),
                                  added("가", False, normalized=False)],
                          normalizer={"type": "NFKC"}),
         "deepseek": variant(sequence(split(r"\p{N}{1,3}"), split("[一-龥぀-ゟ゠-ヿ]+"),
@@ -227,7 +231,7 @@ def make_variants():
                                                                           {"type": "NFC"}]}),
         "digits": variant(sequence({"type": "Digits", "individual_digits": True},
                                    split(" ", "Removed", kind="String"),
-                                   split(r"\p{Han}+|\p{L}+|[^\p{L}\s]+", "Removed", invert=True),
+                                   split(r"\p{Han}+|\d|\p{L}+|[^\p{L}\s\d]+", "Removed", invert=True),
                                    byte_level()),
                           chat, normalizer={"type": "NFKD"}),
     }

@@ -72,8 +72,8 @@ static void expect(run *r, const cached *c, const bxn_attention_args *a, uint32_
     for (uint64_t p = begin; p < end; p++) {
         double dot = 0, size = 0;
         for (uint32_t d = 0; d < c->dim; d++) {
-            double term = (double)a->q[i * a->ldq + d] *
-                          (double)c->k[((size_t)p - origin) * c->dim + d];
+            double term =
+                (double)a->q[i * a->ldq + d] * (double)c->k[((size_t)p - origin) * c->dim + d];
             dot += term;
             size += fabs(term);
         }
@@ -128,10 +128,15 @@ static void attention_case(run *r, bool f32, sizes s)
         else
             put(&c, page + c.v_offset, slot * bxn_round_up(c.dim, 16), INFINITY, &c.v[row]);
     }
-    bxn_attention_args a = {.ldq = s.dim + below(r, 3), .count = s.count, .head_dim = s.dim,
-                            .scale = 1.0f / sqrtf((float)s.dim), .position = s.position,
-                            .window = s.window, .first_page = c.first_page,
-                            .k_offset = c.k_offset, .v_offset = c.v_offset};
+    bxn_attention_args a = {.ldq = s.dim + below(r, 3),
+                            .count = s.count,
+                            .head_dim = s.dim,
+                            .scale = 1.0f / sqrtf((float)s.dim),
+                            .position = s.position,
+                            .window = s.window,
+                            .first_page = c.first_page,
+                            .k_offset = c.k_offset,
+                            .v_offset = c.v_offset};
     const uint64_t most = s.window < end ? s.window : end; /* a window of what exists */
     a.score_stride = bxn_round_up((size_t)most, 16) + 32;
     a.ldout = s.dim + 1;
@@ -167,8 +172,8 @@ static void attention_case(run *r, bool f32, sizes s)
             one.out = single + i * a.ldout;
             one.count = 1;
             one.position = a.position + i;
-            one.first_page = (one.position + 1 > a.window ? one.position + 1 - a.window : 0) /
-                             BXN_PAGE;
+            one.first_page =
+                (one.position + 1 > a.window ? one.position + 1 - a.window : 0) / BXN_PAGE;
             one.pages = a.pages + (one.first_page - a.first_page);
             attend(r->kernels, &c, &one);
         }
@@ -187,7 +192,8 @@ static void attention_case(run *r, bool f32, sizes s)
 static void check_attention(run *r, bool f32)
 {
     for (uint32_t dim = 1; dim <= 130; dim++)
-        attention_case(r, f32, (sizes){dim, 1 + dim % 4, below(r, 150), 1 + below(r, 150), 1.0f, 0});
+        attention_case(r, f32,
+                       (sizes){dim, 1 + dim % 4, below(r, 150), 1 + below(r, 150), 1.0f, 0});
     static const uint32_t dims[] = {64, 80, 96, 128, 256};
     for (uint32_t i = 0; i < 5; i++)
         for (uint32_t count = 1; count <= 4; count++)
@@ -196,7 +202,8 @@ static void check_attention(run *r, bool f32)
     for (uint32_t i = 0; i < 10; i++)
         for (uint64_t at = 0; at <= 4; at++)
             for (uint32_t count = 1; count <= 4; count += 3)
-                attention_case(r, f32, (sizes){20, count, windows[i] * at / 2 + at, windows[i], 1.0f, 0});
+                attention_case(r, f32,
+                               (sizes){20, count, windows[i] * at / 2 + at, windows[i], 1.0f, 0});
     for (uint64_t position = 0; position <= 80; position++)
         attention_case(r, f32, (sizes){8, 4, position, 30, 1.0f, 0});
     attention_case(r, f32, (sizes){80, 4, 1u << 20, 1000, 1.0f, 0});
@@ -209,6 +216,12 @@ static void check_attention(run *r, bool f32)
     }
 }
 
-void check_attention_f16(run *r) { check_attention(r, false); }
+void check_attention_f16(run *r)
+{
+    check_attention(r, false);
+}
 
-void check_attention_f32(run *r) { check_attention(r, true); }
+void check_attention_f32(run *r)
+{
+    check_attention(r, true);
+}

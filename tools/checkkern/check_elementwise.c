@@ -8,9 +8,9 @@
 
 #include "runtime/runtime.h"
 
-static const float specials[] = {0.0f,   -0.0f,    NAN,      INFINITY, -INFINITY, 1e-42f,
+static const float specials[] = {0.0f,    -0.0f,    NAN,      INFINITY, -INFINITY, 1e-42f,
                                  -1e-42f, 65504.0f, 65519.9f, 65520.0f, -70000.0f, 1e30f,
-                                 -1e30f, 6e-8f,    2.9e-8f,  3.1e-8f,  88.7f,     -88.7f,
+                                 -1e30f,  6e-8f,    2.9e-8f,  3.1e-8f,  88.7f,     -88.7f,
                                  -104.0f, 104.0f,   0.5f,     2049.0f,  -2051.0f};
 #define SPECIALS (sizeof specials / sizeof specials[0])
 
@@ -31,7 +31,10 @@ static float *copied(const float *x, size_t n)
     return y;
 }
 
-static size_t length(size_t i) { return i <= 70 ? i : 61 * (i - 70) * (i - 70); }
+static size_t length(size_t i)
+{
+    return i <= 70 ? i : 61 * (i - 70) * (i - 70);
+}
 #define LENGTHS 80
 
 void check_block_sums(run *r)

@@ -36,7 +36,10 @@ static bxn_mm_args args_of(const problem *p, uint32_t first, uint32_t count, flo
     return a;
 }
 
-static uint32_t parts(const problem *p) { return (p->rows + p->cut_unit - 1) / p->cut_unit; }
+static uint32_t parts(const problem *p)
+{
+    return (p->rows + p->cut_unit - 1) / p->cut_unit;
+}
 
 /* Activations with a zero tail; special: 1 denormal, 2 NaN, 3 infinity in places. */
 static void make_activations(run *r, problem *p, int special, bool with_sums)
@@ -109,7 +112,8 @@ static void check_problem(run *r, const problem *p, bool cuts)
     for (uint32_t m = 0; m < p->count; m++) {
         for (uint32_t n = 0; n < p->rows; n++) {
             double bound = p->bound[(size_t)m * p->rows + n];
-            double want = r->is_plain ? p->want[(size_t)m * p->rows + n] : (double)plain[m * ldy + n];
+            double want =
+                r->is_plain ? p->want[(size_t)m * p->rows + n] : (double)plain[m * ldy + n];
             compare(r, "value", (size_t)m * p->rows + n, (double)y[m * ldy + n], want,
                     r->is_plain ? bound : 2 * bound);
         }
@@ -156,9 +160,14 @@ static void make_packed(run *r, bxn_packed *w, plain_matrix *plain, uint32_t row
                         uint8_t code_bits, uint8_t source_bits, uint8_t block_count, bool has_bias,
                         bool f32)
 {
-    *w = (bxn_packed){.rows = rows, .cols = cols, .row_groups = (rows + 15) / 16,
-                      .k_units = (cols + 127) / 128, .code_bits = code_bits,
-                      .source_bits = source_bits, .blocks = block_count, .has_bias = has_bias,
+    *w = (bxn_packed){.rows = rows,
+                      .cols = cols,
+                      .row_groups = (rows + 15) / 16,
+                      .k_units = (cols + 127) / 128,
+                      .code_bits = code_bits,
+                      .source_bits = source_bits,
+                      .blocks = block_count,
+                      .has_bias = has_bias,
                       .scale_f32 = f32};
     w->center = has_bias ? (float)(1u << (source_bits - 1)) : 0.0f;
     w->unit_bytes = bxn_unit_scale_bytes(w) + 256u * code_bits;
@@ -231,8 +240,8 @@ static void expect_packed(problem *p, const bxn_packed *w, const plain_matrix *p
                     double term = (double)plain->bias_[row * subs + j] *
                                   (double)p->xsum[source * p->ldsum + j];
                     sum += term;
-                    size += 2 * fabs(term) + fabs(s * (double)w->center *
-                                                  (double)p->xsum[source * p->ldsum + j]);
+                    size += 2 * fabs(term) +
+                            fabs(s * (double)w->center * (double)p->xsum[source * p->ldsum + j]);
                 }
             }
             p->want[(size_t)m * w->rows + row] = sum;
@@ -249,8 +258,13 @@ static void packed_case(run *r, uint32_t rows, uint32_t cols, uint32_t count, ui
     bxn_packed w;
     plain_matrix plain;
     make_packed(r, &w, &plain, rows, cols, code_bits, source_bits, block_count, has_bias, f32);
-    problem p = {.matrix = &w, .multiply = multiply_packed, .rows = rows, .cols = cols,
-                 .cut_unit = 16, .count = count, .sources = indirect ? count + 2 : count};
+    problem p = {.matrix = &w,
+                 .multiply = multiply_packed,
+                 .rows = rows,
+                 .cols = cols,
+                 .cut_unit = 16,
+                 .count = count,
+                 .sources = indirect ? count + 2 : count};
     make_activations(r, &p, special, has_bias);
     p.want = calloc((size_t)count * rows, sizeof(double));
     p.bound = calloc((size_t)count * rows, sizeof(double));
@@ -311,9 +325,15 @@ static void check_packed(run *r, uint8_t code_bits)
     release_guarded(r, "empty product");
 }
 
-void check_mm_packed4(run *r) { check_packed(r, 4); }
+void check_mm_packed4(run *r)
+{
+    check_packed(r, 4);
+}
 
-void check_mm_packed8(run *r) { check_packed(r, 8); }
+void check_mm_packed8(run *r)
+{
+    check_packed(r, 8);
+}
 
 /* ---- dense -------------------------------------------------------------------------------- */
 
@@ -343,8 +363,13 @@ static void dense_case(run *r, bxn_dtype dtype, uint32_t rows, uint32_t cols, ui
         value[i] = dtype == BXN_F32 ? v : dtype == BXN_F16 ? f16_value(bits) : bxn_bf16_f32(bits);
     }
     bxn_dense w = {data, dtype, rows, cols};
-    problem p = {.matrix = &w, .multiply = multiply_dense, .rows = rows, .cols = cols,
-                 .cut_unit = 1, .count = count, .sources = indirect ? count + 2 : count};
+    problem p = {.matrix = &w,
+                 .multiply = multiply_dense,
+                 .rows = rows,
+                 .cols = cols,
+                 .cut_unit = 1,
+                 .count = count,
+                 .sources = indirect ? count + 2 : count};
     make_activations(r, &p, special, false);
     p.want = calloc((size_t)count * rows, sizeof(double));
     p.bound = calloc((size_t)count * rows, sizeof(double));
@@ -383,8 +408,17 @@ static void check_dense(run *r, bxn_dtype dtype)
             dense_case(r, dtype, 11, 75, count, false, false, special);
 }
 
-void check_mm_f32(run *r) { check_dense(r, BXN_F32); }
+void check_mm_f32(run *r)
+{
+    check_dense(r, BXN_F32);
+}
 
-void check_mm_f16(run *r) { check_dense(r, BXN_F16); }
+void check_mm_f16(run *r)
+{
+    check_dense(r, BXN_F16);
+}
 
-void check_mm_bf16(run *r) { check_dense(r, BXN_BF16); }
+void check_mm_bf16(run *r)
+{
+    check_dense(r, BXN_BF16);
+}

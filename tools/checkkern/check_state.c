@@ -32,7 +32,10 @@ static void check_untouched(run *r, const float *y, uint32_t tokens, size_t ld, 
 static void conv_case(run *r, uint32_t strips, uint32_t taps, uint32_t tokens, bool special)
 {
     const size_t e16 = strips * 16u;
-    bxn_conv_args a = {.tokens = tokens, .taps = taps, .e16 = e16, .ldx = e16 + below(r, 2) * 32,
+    bxn_conv_args a = {.tokens = tokens,
+                       .taps = taps,
+                       .e16 = e16,
+                       .ldx = e16 + below(r, 2) * 32,
                        .ldy = e16 + below(r, 2) * 16};
     a.begin = below(r, strips) * 16;
     a.end = a.begin + (1 + below(r, strips - a.begin / 16)) * 16;
@@ -160,8 +163,11 @@ typedef struct scan_sizes {
 static void scan_case(run *r, scan_sizes s, bool in_place, bool special)
 {
     const size_t e16 = s.strips * 16u, state_floats = e16 * s.states;
-    bxn_scan_args a = {.tokens = s.tokens, .states = s.states, .ldx = e16,
-                       .ldz = 2 * e16, .ldbcd = 2 * (size_t)s.states + 1 + below(r, 5),
+    bxn_scan_args a = {.tokens = s.tokens,
+                       .states = s.states,
+                       .ldx = e16,
+                       .ldz = 2 * e16,
+                       .ldbcd = 2 * (size_t)s.states + 1 + below(r, 5),
                        .ldy = e16 + below(r, 2) * 16};
     a.begin = below(r, s.strips) * 16;
     a.end = a.begin + (1 + below(r, s.strips - a.begin / 16)) * 16;
@@ -248,8 +254,9 @@ void check_scan(run *r)
     for (int i = 0; i < 24; i++) {
         static const float dt_sizes[] = {0.1f, 2.0f, 10.0f, 200.0f};
         static const float a_sizes[] = {1e-3f, 1.0f, 24.0f};
-        scan_case(r, (scan_sizes){1 + below(r, 6), 16, (uint32_t)i * 2, dt_sizes[i % 4],
-                                  a_sizes[i % 3]}, i & 1, false);
+        scan_case(
+            r, (scan_sizes){1 + below(r, 6), 16, (uint32_t)i * 2, dt_sizes[i % 4], a_sizes[i % 3]},
+            i & 1, false);
     }
     for (uint32_t states = 4; states <= 16; states += 12) {
         scan_case(r, (scan_sizes){2, states, 6, 1.0f, 4.0f}, false, true);

@@ -1,24 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* checkkern.c - runs every tier of every entry of the kernel table against plain C, and
  * plain C against double precision. One line per entry and tier; exit status 1 when a check
- * fails or a tier that the processor has did not run. With --bench it measures them.
+ * fails or faults, or a tier that the processor has did not run. With --bench it measures.
  *
  * usage: checkkern [--list] [--filter TEXT] [--tier c|avx2|avx512] [--seed N] [--bench] */
 #include "checkkern.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <bitaxon/version.h>
 
-#define ENTRY(name) {#name, check_##name, offsetof(bxn_kernels, name)}
+#define ENTRY(name)                                                                                \
+    {                                                                                              \
+#name, check_##name, offsetof(bxn_kernels, name)                                           \
+    }
 
 const entry entries[] = {
-    ENTRY(mm_packed4), ENTRY(mm_packed8),    ENTRY(mm_f32),        ENTRY(mm_f16),
-    ENTRY(mm_bf16),    ENTRY(block_sums),    ENTRY(rmsnorm),       ENTRY(add),
-    ENTRY(scale_add),  ENTRY(silu_mul),      ENTRY(conv_silu),     ENTRY(scan),
-    ENTRY(to_f16),     ENTRY(attention_f16), ENTRY(attention_f32),
+    ENTRY(mm_packed4), ENTRY(mm_packed8), ENTRY(mm_f32), ENTRY(mm_f16),        ENTRY(mm_bf16),
+    ENTRY(block_sums), ENTRY(rmsnorm),    ENTRY(add),    ENTRY(scale_add),     ENTRY(silu_mul),
+    ENTRY(conv_silu),  ENTRY(scan),       ENTRY(to_f16), ENTRY(attention_f16), ENTRY(attention_f32),
 };
 const size_t entry_count = sizeof entries / sizeof entries[0];
 _Static_assert(sizeof entries / sizeof entries[0] * sizeof(void (*)(void)) + sizeof(uint64_t) ==
@@ -84,11 +88,30 @@ static bool wanted(const options *o, const char *entry_name, const char *tier_na
            (o->tier == NULL || strcmp(o->tier, tier_name) == 0);
 }
 
+static const char *volatile running_entry = "", *volatile running_tier = "";
+
+/* A kernel that leaves its buffers meets a guard page: say which, and fail. */
+static void on_fault(int signal_number)
+{
+    (void)signal_number;
+    static const char text[] = ": FAIL: a fault, as of memory outside its buffers\n";
+    const char *parts[] = {running_entry, " ", running_tier, text};
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
+        if (write(STDOUT_FILENO, parts[i], strlen(parts[i])) < 0)
+            break;
+    _exit(1);
+}
+
 /* Returns the number of failures. */
 static uint64_t check(const options *o, const bxn_kernels *tables, size_t t, const entry *e)
 {
-    run r = {.entry = e->name, .tier = tier_names[t], .kernels = &tables[t], .plain = &tables[0],
-             .below = t >= 2 ? &tables[t - 1] : NULL, .is_plain = t == 0, .seed = o->seed};
+    run r = {.entry = e->name,
+             .tier = tier_names[t],
+             .kernels = &tables[t],
+             .plain = &tables[0],
+             .below = t >= 2 ? &tables[t - 1] : NULL,
+             .is_plain = t == 0,
+             .seed = o->seed};
     for (size_t lower = 0; lower < t; lower++) {
         if (same_function(&tables[t], &tables[lower], e->slot)) {
             printf("%-14s %-7s NOT RUN: the table holds the %s function\n", r.entry, r.tier,
@@ -96,6 +119,8 @@ static uint64_t check(const options *o, const bxn_kernels *tables, size_t t, con
             return 1;
         }
     }
+    running_entry = r.entry;
+    running_tier = r.tier;
     e->check(&r);
     if (r.cases == 0)
         fail(&r, "no case ran");
@@ -149,8 +174,12 @@ int main(int argc, char **argv)
         }
         return bench_kernels(chosen, names, count, o.filter);
     }
+    signal(SIGSEGV, on_fault);
+    signal(SIGBUS, on_fault);
+    signal(SIGILL, on_fault);
     printf("tiers of this processor: %s; seed %llu\n", bxn_kernels_name(features),
            (unsigned long long)o.seed);
+    fflush(stdout);
     for (size_t t = 0; t < TIERS; t++) {
         if (!have[t]) {
             printf("%s: not on this processor\n", tier_names[t]);

@@ -126,22 +126,31 @@ static void bench_packed(const subject *s, uint8_t bits, bool affine, uint32_t c
     const char *name = bits == 4 ? "mm_packed4" : "mm_packed8";
     if (!selected(s, name))
         return;
-    bxn_packed w = {.data = s->buffer, .cols = cols, .k_units = (cols + 127) / 128,
-                    .code_bits = bits, .source_bits = bits, .blocks = 2, .has_bias = affine,
+    bxn_packed w = {.data = s->buffer,
+                    .cols = cols,
+                    .k_units = (cols + 127) / 128,
+                    .code_bits = bits,
+                    .source_bits = bits,
+                    .blocks = 2,
+                    .has_bias = affine,
                     .center = affine ? 8.0f : 0.0f};
     for (int c = 0; c < 16; c++)
         w.table[c] = affine ? (float)c - 8.0f : 0.13f * (float)c - 1.0f + 0.001f * (float)(c * c);
     w.unit_bytes = bxn_unit_scale_bytes(&w) + 256u * bits;
     size_t group_bytes = (size_t)w.k_units * w.unit_bytes;
     bool plain = s->k->features == 0;
-    w.row_groups = count == 1 ? (uint32_t)(BUFFER_BYTES / group_bytes) / (plain ? 16 : 1)
-                              : (plain ? 8 : 160);
+    w.row_groups =
+        count == 1 ? (uint32_t)(BUFFER_BYTES / group_bytes) / (plain ? 16 : 1) : (plain ? 8 : 160);
     w.rows = w.row_groups * 16;
     float *x = floats(count * (size_t)w.k_units * 128), *y = floats(count * (size_t)w.rows);
     float *sums = floats(count * (size_t)w.k_units * 4);
-    job j = {.s = s, .threads = threads, .matrix = &w, .parts = w.row_groups, .kind = bits,
-             .mm = {x, w.k_units * 128u, NULL, count, y, w.rows, affine ? sums : NULL,
-                    w.k_units * 4u}};
+    job j = {
+        .s = s,
+        .threads = threads,
+        .matrix = &w,
+        .parts = w.row_groups,
+        .kind = bits,
+        .mm = {x, w.k_units * 128u, NULL, count, y, w.rows, affine ? sums : NULL, w.k_units * 4u}};
     double seconds = best_seconds(&j, run_product);
     char what[64];
     snprintf(what, sizeof what, "%s K=%u tokens=%u", affine ? "affine" : "table", cols, count);
@@ -162,11 +171,15 @@ static void bench_dense(const subject *s, bxn_dtype dtype, uint32_t count, unsig
     const uint32_t cols = 2560;
     const size_t row_bytes = cols * (dtype == BXN_F32 ? 4u : 2u);
     bool plain = s->k->features == 0;
-    uint32_t rows = count == 1 ? (uint32_t)(BUFFER_BYTES / row_bytes) / (plain ? 16 : 1)
-                               : (plain ? 64 : 2560);
+    uint32_t rows =
+        count == 1 ? (uint32_t)(BUFFER_BYTES / row_bytes) / (plain ? 16 : 1) : (plain ? 64 : 2560);
     bxn_dense w = {s->buffer, dtype, rows, cols};
     float *x = floats(count * (size_t)cols), *y = floats(count * (size_t)rows);
-    job j = {.s = s, .threads = threads, .matrix = &w, .parts = rows, .kind = 100 + (int)dtype,
+    job j = {.s = s,
+             .threads = threads,
+             .matrix = &w,
+             .parts = rows,
+             .kind = 100 + (int)dtype,
              .mm = {x, cols, NULL, count, y, rows, NULL, 0}};
     double seconds = best_seconds(&j, run_product);
     char what[64];
@@ -190,11 +203,24 @@ static void run_scan(void *context, unsigned thread)
     job *j = context;
     (void)thread;
     float *f = j->scratch[0];
-    bxn_scan_args a = {.tokens = TOKENS, .begin = 0, .end = CHANNELS, .states = STATES, .x = f,
-                       .ldx = CHANNELS, .z = f + TOKENS * CHANNELS, .ldz = CHANNELS,
-                       .bcd = f, .ldbcd = 48, .dt_weight = f, .dt_bias = f, .d = f,
-                       .h_in = j->scratch[1], .h_out = j->scratch[1], .a2 = j->scratch[2],
-                       .y = f + 2 * TOKENS * CHANNELS, .ldy = CHANNELS};
+    bxn_scan_args a = {.tokens = TOKENS,
+                       .begin = 0,
+                       .end = CHANNELS,
+                       .states = STATES,
+                       .x = f,
+                       .ldx = CHANNELS,
+                       .z = f + TOKENS * CHANNELS,
+                       .ldz = CHANNELS,
+                       .bcd = f,
+                       .ldbcd = 48,
+                       .dt_weight = f,
+                       .dt_bias = f,
+                       .d = f,
+                       .h_in = j->scratch[1],
+                       .h_out = j->scratch[1],
+                       .a2 = j->scratch[2],
+                       .y = f + 2 * TOKENS * CHANNELS,
+                       .ldy = CHANNELS};
     j->s->k->scan(&a);
 }
 
@@ -203,9 +229,17 @@ static void run_conv(void *context, unsigned thread)
     job *j = context;
     (void)thread;
     float *f = j->scratch[0];
-    bxn_conv_args a = {.tokens = TOKENS, .begin = 0, .end = CHANNELS, .taps = 4, .x = f,
-                       .ldx = CHANNELS, .tail = j->scratch[1], .weight = j->scratch[2],
-                       .bias = j->scratch[1], .e16 = CHANNELS, .y = f + 2 * TOKENS * CHANNELS,
+    bxn_conv_args a = {.tokens = TOKENS,
+                       .begin = 0,
+                       .end = CHANNELS,
+                       .taps = 4,
+                       .x = f,
+                       .ldx = CHANNELS,
+                       .tail = j->scratch[1],
+                       .weight = j->scratch[2],
+                       .bias = j->scratch[1],
+                       .e16 = CHANNELS,
+                       .y = f + 2 * TOKENS * CHANNELS,
                        .ldy = CHANNELS};
     j->s->k->conv_silu(&a);
 }
@@ -220,7 +254,8 @@ static void bench_state(const subject *s)
         j.scratch[2][i] = -1.44f * (float)(1 + i / 16 % 16);
     if (selected(s, "scan")) {
         double seconds = best_seconds(&j, run_scan);
-        print_time(&j, "scan", "16 channels x 16 states x 1 token", TOKENS * CHANNELS / 16.0, seconds);
+        print_time(&j, "scan", "16 channels x 16 states x 1 token", TOKENS * CHANNELS / 16.0,
+                   seconds);
     }
     if (selected(s, "conv_silu")) {
         double seconds = best_seconds(&j, run_conv);
@@ -231,7 +266,8 @@ static void bench_state(const subject *s)
         free(j.scratch[i]);
 }
 
-/* ---- attention --------------------------------------------------------------------------------- */
+/* ---- attention ---------------------------------------------------------------------------------
+ */
 
 #define HEADS 32u
 #define HEAD_DIM 80u
@@ -249,11 +285,19 @@ static void run_attention(void *context, unsigned thread)
         for (size_t p = 0; p <= WINDOW / BXN_PAGE; p++)
             pages[p] = j->s->buffer + layer * layer_bytes + p % (WINDOW / BXN_PAGE) * page_bytes;
         for (uint32_t h = HEADS * thread / j->threads; h < HEADS * (thread + 1) / j->threads; h++) {
-            bxn_attention_args a = {.q = j->mm.x, .ldq = HEAD_DIM, .scale = 0.11f,
-                                    .count = j->tokens, .head_dim = HEAD_DIM, .position = WINDOW - 1,
-                                    .window = WINDOW, .pages = pages, .first_page = 0,
-                                    .k_offset = h * 2 * head, .v_offset = (h * 2 + 1) * head,
-                                    .scores = j->scratch[thread], .score_stride = WINDOW + 32,
+            bxn_attention_args a = {.q = j->mm.x,
+                                    .ldq = HEAD_DIM,
+                                    .scale = 0.11f,
+                                    .count = j->tokens,
+                                    .head_dim = HEAD_DIM,
+                                    .position = WINDOW - 1,
+                                    .window = WINDOW,
+                                    .pages = pages,
+                                    .first_page = 0,
+                                    .k_offset = h * 2 * head,
+                                    .v_offset = (h * 2 + 1) * head,
+                                    .scores = j->scratch[thread],
+                                    .score_stride = WINDOW + 32,
                                     .out = j->scratch[thread] + 4 * (WINDOW + 32),
                                     .ldout = HEAD_DIM};
             (j->kind == BXN_F32 ? j->s->k->attention_f32 : j->s->k->attention_f16)(&a);
@@ -268,7 +312,11 @@ static void bench_attention(const subject *s, bxn_dtype dtype, uint32_t queries,
         return;
     const size_t bytes = (size_t)2 * HEADS * HEAD_DIM * WINDOW * (dtype == BXN_F32 ? 4 : 2);
     float *q = floats(BXN_QUERIES * HEAD_DIM);
-    job j = {.s = s, .threads = threads, .kind = (int)dtype, .tokens = queries, .mm = {.x = q},
+    job j = {.s = s,
+             .threads = threads,
+             .kind = (int)dtype,
+             .tokens = queries,
+             .mm = {.x = q},
              .parts = s->k->features == 0 ? 1 : (uint32_t)(BUFFER_BYTES / bytes) - 1};
     for (unsigned t = 0; t < threads; t++)
         j.scratch[t] = floats(4 * (WINDOW + 32) + 4 * HEAD_DIM);
@@ -283,7 +331,8 @@ static void bench_attention(const subject *s, bxn_dtype dtype, uint32_t queries,
     free(q);
 }
 
-/* ---- elementwise --------------------------------------------------------------------------------- */
+/* ---- elementwise
+ * --------------------------------------------------------------------------------- */
 
 #define LENGTH 2560u
 #define CALLS 2000u

@@ -25,7 +25,10 @@ uint64_t next_random(run *r)
     return z ^ z >> 31;
 }
 
-uint32_t below(run *r, uint32_t n) { return (uint32_t)(next_random(r) >> 32) % n; }
+uint32_t below(run *r, uint32_t n)
+{
+    return (uint32_t)(next_random(r) >> 32) % n;
+}
 
 float uniform(run *r, float low, float high)
 {
@@ -40,9 +43,15 @@ float normal(run *r)
     return sum - 6.0f;
 }
 
-uint16_t random_f16(run *r, float low, float high) { return bxn_f32_f16(uniform(r, low, high)); }
+uint16_t random_f16(run *r, float low, float high)
+{
+    return bxn_f32_f16(uniform(r, low, high));
+}
 
-float f16_value(uint16_t bits) { return bxn_f16_f32(bits); }
+float f16_value(uint16_t bits)
+{
+    return bxn_f16_f32(bits);
+}
 
 static struct block {
     uint8_t *mapping, *data;
@@ -68,7 +77,10 @@ void *guarded(size_t bytes)
     return b->data;
 }
 
-float *guarded_floats(size_t count) { return guarded(count * sizeof(float)); }
+float *guarded_floats(size_t count)
+{
+    return guarded(count * sizeof(float));
+}
 
 void release_guarded(run *r, const char *what)
 {

@@ -31,8 +31,8 @@ static void attention(const bxn_attention_args *args, bool f32)
         float *scores = args->scores + i * args->score_stride, *out = args->out + i * args->ldout;
         float max = -INFINITY;
         for (uint64_t p = begin; p < end; p++) {
-            const uint8_t *k = (const uint8_t *)args->pages[p / BXN_PAGE - args->first_page] +
-                               args->k_offset;
+            const uint8_t *k =
+                (const uint8_t *)args->pages[p / BXN_PAGE - args->first_page] + args->k_offset;
             size_t block = (size_t)(p % BXN_PAGE / 16) * dim * 16, lane = (size_t)(p % 16);
             float dot = 0.0f;
             for (uint32_t d = 0; d < dim; d++)
@@ -51,8 +51,8 @@ static void attention(const bxn_attention_args *args, bool f32)
         for (uint32_t d = 0; d < dim; d++)
             out[d] = 0.0f;
         for (uint64_t p = begin; p < end; p++) {
-            const uint8_t *v = (const uint8_t *)args->pages[p / BXN_PAGE - args->first_page] +
-                               args->v_offset;
+            const uint8_t *v =
+                (const uint8_t *)args->pages[p / BXN_PAGE - args->first_page] + args->v_offset;
             for (uint32_t d = 0; d < dim; d++)
                 out[d] += scores[p - begin] * load(v, f32, (size_t)(p % BXN_PAGE) * v_stride + d);
         }
@@ -61,6 +61,12 @@ static void attention(const bxn_attention_args *args, bool f32)
     }
 }
 
-void bxn_attention_f16_ref(const bxn_attention_args *args) { attention(args, false); }
+void bxn_attention_f16_ref(const bxn_attention_args *args)
+{
+    attention(args, false);
+}
 
-void bxn_attention_f32_ref(const bxn_attention_args *args) { attention(args, true); }
+void bxn_attention_f32_ref(const bxn_attention_args *args)
+{
+    attention(args, true);
+}

@@ -168,8 +168,8 @@ BXN_INLINE void mix_values(const bxn_attention_args *args, const span *spans, ui
         for (unsigned j = 0; j < n; j++) {
             size_t at = (size_t)(v + j) * 8;
             if (at < args->head_dim)
-                _mm256_maskstore_ps(args->out + i * args->ldout + at,
-                                    tail_mask(args->head_dim - at), _mm256_div_ps(out[i][j], sum));
+                store_first(args->out + i * args->ldout + at, args->head_dim - at,
+                            _mm256_div_ps(out[i][j], sum));
         }
     }
 }
@@ -230,7 +230,13 @@ BXN_INLINE void attention(const bxn_attention_args *args, int f32)
     }
 }
 
-void bxn_attention_f16_avx2(const bxn_attention_args *args) { attention(args, 0); }
+void bxn_attention_f16_avx2(const bxn_attention_args *args)
+{
+    attention(args, 0);
+}
 
-void bxn_attention_f32_avx2(const bxn_attention_args *args) { attention(args, 1); }
+void bxn_attention_f32_avx2(const bxn_attention_args *args)
+{
+    attention(args, 1);
+}
 #endif

@@ -101,8 +101,7 @@ static float softmax(span s, uint64_t base, float *scores)
     const uint64_t first = s.begin & ~(uint64_t)15;
     __m512 max = lowest;
     for (uint64_t p = first; p < s.end; p += 16)
-        max = _mm512_max_ps(
-            _mm512_mask_loadu_ps(lowest, seen(s, p), scores + (p - base)), max);
+        max = _mm512_max_ps(_mm512_mask_loadu_ps(lowest, seen(s, p), scores + (p - base)), max);
     max = _mm512_set1_ps(_mm512_reduce_max_ps(max));
     __m512 sum = _mm512_setzero_ps();
     for (uint64_t p = first; p < s.end; p += 16) {
@@ -241,7 +240,13 @@ BXN_INLINE void attention(const bxn_attention_args *args, int f32)
     }
 }
 
-void bxn_attention_f16_avx512(const bxn_attention_args *args) { attention(args, 0); }
+void bxn_attention_f16_avx512(const bxn_attention_args *args)
+{
+    attention(args, 0);
+}
 
-void bxn_attention_f32_avx512(const bxn_attention_args *args) { attention(args, 1); }
+void bxn_attention_f32_avx512(const bxn_attention_args *args)
+{
+    attention(args, 1);
+}
 #endif

@@ -53,19 +53,17 @@ BXN_INLINE void tile(const bxn_dense *w, bxn_dtype dtype, uint32_t row, const bx
         }
     }
     if (full < w->cols) {
-        const __m256i mask0 = tail_mask(w->cols - full);
-        const __m256i mask1 = tail_mask(w->cols - full > 8 ? w->cols - full - 8 : 0);
+        const size_t left = w->cols - full, past = left > 8 ? left - 8 : 0;
         BXN_UNROLL
         for (unsigned r = 0; r < rows; r++) {
             uint8_t end[16 * 4] = {0};
-            memcpy(end, base + r * row_bytes + full * size, (w->cols - full) * size);
+            memcpy(end, base + r * row_bytes + full * size, left * size);
             __m256 low = weights(end, 0, dtype), high = weights(end, 8, dtype);
             BXN_UNROLL
             for (unsigned m = 0; m < tokens; m++) {
-                sum[r][m][0] = _mm256_fmadd_ps(low, _mm256_maskload_ps(x[m] + full, mask0),
-                                               sum[r][m][0]);
-                sum[r][m][1] = _mm256_fmadd_ps(high, _mm256_maskload_ps(x[m] + full + 8, mask1),
-                                               sum[r][m][1]);
+                sum[r][m][0] = _mm256_fmadd_ps(low, load_first(x[m] + full, left), sum[r][m][0]);
+                sum[r][m][1] =
+                    _mm256_fmadd_ps(high, load_first(x[m] + full + 8, past), sum[r][m][1]);
             }
         }
     }

@@ -17,8 +17,8 @@ BXN_INLINE __mmask16 mask_at(size_t i, size_t n)
 void bxn_block_sums_avx512(const float *x, size_t count, float *out)
 {
     for (size_t j = 0; j < count; j++)
-        out[j] = tree_sum(
-            _mm512_add_ps(_mm512_loadu_ps(x + 32 * j), _mm512_loadu_ps(x + 32 * j + 16)));
+        out[j] =
+            tree_sum(_mm512_add_ps(_mm512_loadu_ps(x + 32 * j), _mm512_loadu_ps(x + 32 * j + 16)));
 }
 
 void bxn_rmsnorm_avx512(const float *x, const float *w, size_t n, float eps, float *y)
@@ -40,8 +40,8 @@ void bxn_add_avx512(float *y, const float *x, size_t n)
 {
     for (size_t i = 0; i < n; i += 16) {
         __mmask16 mask = mask_at(i, n);
-        __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y + i),
-                                   _mm512_maskz_loadu_ps(mask, x + i));
+        __m512 sum =
+            _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y + i), _mm512_maskz_loadu_ps(mask, x + i));
         _mm512_mask_storeu_ps(y + i, mask, sum);
     }
 }
@@ -75,8 +75,8 @@ void bxn_to_f16_avx512(const float *x, size_t n, uint16_t *y)
         /* min and max give the second operand when one is NaN */
         __m512 v = _mm512_min_ps(limit, _mm512_maskz_loadu_ps(mask, x + i));
         v = _mm512_max_ps(low, v);
-        _mm256_mask_storeu_epi16(
-            y + i, mask, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+        _mm256_mask_storeu_epi16(y + i, mask,
+                                 _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     }
 }
 #endif

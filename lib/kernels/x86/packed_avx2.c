@@ -25,7 +25,10 @@ typedef struct decoder {
     __m256 offset[5];
 } decoder;
 
-BXN_INLINE unsigned bits_of(int mode) { return mode == BYTES8 ? 8 : 4; }
+BXN_INLINE unsigned bits_of(int mode)
+{
+    return mode == BYTES8 ? 8 : 4;
+}
 
 BXN_INLINE decoder make_decoder(const bxn_packed *w, int mode)
 {
@@ -106,7 +109,7 @@ BXN_INLINE void store_rows(const bxn_packed *w, uint32_t group, unsigned h, floa
 {
     size_t row = (size_t)group * BXN_UNIT_ROWS + h * 8;
     if (row < w->rows)
-        _mm256_maskstore_ps(out + row, tail_mask(w->rows - row), y);
+        store_first(out + row, w->rows - row, y);
 }
 
 /* One token, n row groups `step` apart beginning at `group`. */
@@ -191,14 +194,14 @@ BXN_INLINE void gemv_range(const bxn_packed *w, const decoder *d, uint32_t begin
 
 /* A decoded unit of a row group and the sums of a chunk of tokens. */
 typedef struct panel {
-    _Alignas(32) float value[BXN_UNIT_COLS * 16]; /* [k][16] */
+    _Alignas(32) float value[BXN_UNIT_COLS * 16];   /* [k][16] */
     _Alignas(32) float scale[4 * 16], bias[4 * 16]; /* [sub-block][16] */
     _Alignas(32) float x[TILE * BXN_UNIT_COLS];
     _Alignas(32) float y[CHUNK * 16]; /* [token][16] */
 } panel;
 
-BXN_INLINE void decode_unit(const bxn_packed *w, const decoder *d, const uint8_t *unit,
-                            panel *work, int mode)
+BXN_INLINE void decode_unit(const bxn_packed *w, const decoder *d, const uint8_t *unit, panel *work,
+                            int mode)
 {
     const unsigned bits = bits_of(mode), per = 32 / bits;
     const uint8_t *codes = unit + bxn_unit_scale_bytes(w);

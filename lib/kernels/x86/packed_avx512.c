@@ -168,14 +168,14 @@ BXN_INLINE void gemv_range(const bxn_packed *w, uint32_t begin, uint32_t end,
 
 /* A decoded unit of up to two row groups and the sums of a chunk of tokens. */
 typedef struct panel {
-    _Alignas(64) float value[BXN_UNIT_COLS * 32]; /* [k][groups * 16] */
+    _Alignas(64) float value[BXN_UNIT_COLS * 32];   /* [k][groups * 16] */
     _Alignas(64) float scale[4 * 32], bias[4 * 32]; /* [sub-block][groups * 16] */
     _Alignas(64) float x[TILE * BXN_UNIT_COLS];
     _Alignas(64) float y[CHUNK * 32]; /* [token][groups * 16] */
 } panel;
 
-BXN_INLINE void decode_unit(const bxn_packed *w, const decoder *d, const uint8_t *unit,
-                            panel *work, unsigned column, unsigned columns, unsigned bits)
+BXN_INLINE void decode_unit(const bxn_packed *w, const decoder *d, const uint8_t *unit, panel *work,
+                            unsigned column, unsigned columns, unsigned bits)
 {
     const unsigned per = 32 / bits;
     const uint8_t *codes = unit + bxn_unit_scale_bytes(w);
@@ -282,10 +282,9 @@ BXN_INLINE void gemm_groups(const bxn_packed *w, uint32_t group, const bxn_mm_ar
     }
     for (uint32_t m = 0; m < count; m++)
         for (unsigned g = 0; g < groups; g++)
-            _mm512_mask_storeu_ps(args->y + (chunk + m) * args->ldy +
-                                      (size_t)(group + g) * BXN_UNIT_ROWS,
-                                  row_mask(w, group + g),
-                                  _mm512_load_ps(work.y + (size_t)m * columns + g * 16));
+            _mm512_mask_storeu_ps(
+                args->y + (chunk + m) * args->ldy + (size_t)(group + g) * BXN_UNIT_ROWS,
+                row_mask(w, group + g), _mm512_load_ps(work.y + (size_t)m * columns + g * 16));
 }
 
 BXN_INLINE void mm_packed(const bxn_packed *w, uint32_t begin, uint32_t end,

@@ -82,8 +82,8 @@ static void scan_any(const bxn_scan_args *args, uint32_t e)
         __m512 dt = step_size(&s, bcd[2 * states]);
         __m512 u = _mm512_mul_ps(dt, x), sum = _mm512_setzero_ps();
         for (uint32_t n = 0; n < states; n++) {
-            __m512 hn = update(_mm512_loadu_ps(h + n * 16), dt, _mm512_loadu_ps(a2 + n * 16), u,
-                               bcd[n]);
+            __m512 hn =
+                update(_mm512_loadu_ps(h + n * 16), dt, _mm512_loadu_ps(a2 + n * 16), u, bcd[n]);
             _mm512_storeu_ps(h + n * 16, hn);
             sum = _mm512_fmadd_ps(_mm512_set1_ps(bcd[states + n]), hn, sum);
         }

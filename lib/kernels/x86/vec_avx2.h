@@ -10,6 +10,7 @@
 #include <immintrin.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #if defined(__clang__)
 #define BXN_UNROLL _Pragma("clang loop unroll(full)")
@@ -23,6 +24,28 @@ BXN_INLINE __m256i tail_mask(size_t n)
 {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n < 8 ? (int)n : 8), lane);
+}
+
+/* The first n of 8 values, zeros after them; not a masked load, which is slow on some
+ * processors and where emulated reads all eight. */
+BXN_INLINE __m256 load_first(const float *x, size_t n)
+{
+    if (n >= 8)
+        return _mm256_loadu_ps(x);
+    float part[8] = {0};
+    memcpy(part, x, n * sizeof *x);
+    return _mm256_loadu_ps(part);
+}
+
+BXN_INLINE void store_first(float *y, size_t n, __m256 v)
+{
+    if (n >= 8) {
+        _mm256_storeu_ps(y, v);
+    } else {
+        float part[8];
+        _mm256_storeu_ps(part, v);
+        memcpy(y, part, n * sizeof *y);
+    }
 }
 
 /* Of 16 lanes i and i + 8, then + 4, + 2, + 1. */

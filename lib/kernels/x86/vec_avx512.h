@@ -18,7 +18,10 @@
 #define BXN_INLINE static inline __attribute__((always_inline))
 
 /* Lanes below n, for n < 16. */
-BXN_INLINE __mmask16 tail_mask(size_t n) { return (__mmask16)((1u << n) - 1); }
+BXN_INLINE __mmask16 tail_mask(size_t n)
+{
+    return (__mmask16)((1u << n) - 1);
+}
 
 /* Lanes i and i + 8, then + 4, + 2, + 1. */
 BXN_INLINE float tree_sum(__m512 v)
