@@ -191,6 +191,7 @@ static void test_plain_template(void **state)
     bxn_mem mem;
     bxn_tokenizer *t = open_with(&mem, SMALL "tokenizer.json", config);
     bxn_bytes all = {0}, normal = {0};
+    size_t different = 0;
     (void)state;
     corpus_open(&c);
     for (size_t round = 0; round < 300; round++) {
@@ -218,9 +219,18 @@ static void test_plain_template(void **state)
         size_t count = chat(t, messages, 3, 0, spans);
         assert_int_equal(encode(t, all.data, 0), count);
         assert_memory_equal(ids, other, count * sizeof *ids);
-        bxn_normalize(&mem, BXN_NFC, all.data, all.count, &normal, NULL, 0, &changed, &error);
-        if (changed)
-            continue; /* places have moved; test_spans looks at that */
+        /* Contents do not grow together with the template's line ends when normalized, so
+         * their places follow from their own normal forms. */
+        for (size_t i = 0, moved = 0; i < 3; i++) {
+            size_t length = messages[i].content_bytes;
+            bxn_normalize(&mem, BXN_NFC, messages[i].content, length, &normal, NULL, 0, &changed,
+                          &error);
+            size_t normal_length = changed ? normal.count : length;
+            different += normal_length != length;
+            start[i] += moved;
+            end[i] = start[i] + normal_length;
+            moved += normal_length - length;
+        }
         size_t at = 0;
         for (size_t i = 0, token = 0; i < 3; i++) { /* the first token at or behind each place */
             for (; token < count && at < start[i]; token++, at += bytes)
@@ -231,6 +241,7 @@ static void test_plain_template(void **state)
             assert_int_equal(spans[i].content_end, token);
         }
     }
+    assert_true(different > 10);
     bitaxon_error error = BITAXON_ERROR_INIT;
     bitaxon_message odd = message("critic", "x");
     size_t need;

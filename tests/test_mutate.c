@@ -141,7 +141,7 @@ static void test_header_numbers(void **state)
                 size_t n = json_array_size(json_object_get(entry, name));
                 for (size_t i = 0; i < n; i++)
                     for (size_t v = 0; v < sizeof numbers / sizeof numbers[0]; v++) {
-                        if (!full && dice(4) != 0)
+                        if (!full && dice(8) != 0)
                             continue;
                         json_t *changed = json_object_get(b.parts.header, key);
                         json_array_set_new(json_object_get(changed, name), i, parse_any(numbers[v]));

@@ -166,6 +166,9 @@ static bitaxon_status one(generation *g, bitaxon_generate_result *result, bitaxo
 
 static bitaxon_status check(const bxn_session *session, const bitaxon_generate_params *p, bitaxon_error *error)
 {
+    const uint32_t known = BITAXON_GENERATE_IGNORE_EOS | BITAXON_GENERATE_SPECIAL | BITAXON_GENERATE_LOGPROBS;
+    if ((p->flags & ~known) != 0)
+        return bxn_fail(error, BITAXON_UNSUPPORTED, "bitaxon_generate_params: unknown flags 0x%x", p->flags & ~known);
     if (p->top_logprobs > 64)
         return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "bitaxon_generate_params: top_logprobs is %u, at most 64",
                         p->top_logprobs);

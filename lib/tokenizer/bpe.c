@@ -482,7 +482,8 @@ bitaxon_status bxn_encoder_open(const bxn_tokenizer *t, uint8_t skip, bxn_encode
     e->match = pcre2_match_data_create(1, e->general);
     if (e->limits == NULL || e->match == NULL) {
         bxn_encoder_close(e);
-        return bxn_fail(error, e->pcre_memory.status, "out of memory: pre-tokenizer");
+        return bxn_fail(error, e->pcre_memory.status, "no memory for the pre-tokenizer: %s",
+                        e->pcre_memory.reason);
     }
     return BITAXON_OK;
 }

@@ -105,6 +105,7 @@ typedef struct bxn_pcre_memory {
     bxn_mem *mem;
     uint64_t *held; /* nullable */
     bitaxon_status status;
+    char reason[248]; /* with a status that is a failure: the account's own words, or empty */
 } bxn_pcre_memory;
 
 struct bxn_tokenizer {

@@ -8,6 +8,7 @@
  * pattern which explodes ends with a status. */
 #include "tokenizer/bpe.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* ---- PCRE2's memory ------------------------------------------------------------------ */
@@ -26,6 +27,7 @@ static void *pcre_alloc(size_t size, void *user)
     bitaxon_status status = bxn_alloc(memory->mem, size + HEADER, "pre-tokenizer", &block, &error);
     if (status != BITAXON_OK) {
         memory->status = status;
+        snprintf(memory->reason, sizeof memory->reason, "%s", error.message);
         return NULL;
     }
     memcpy(block, &size, sizeof size);
@@ -53,7 +55,8 @@ bitaxon_status bxn_pcre_general(bxn_pcre_memory *memory, pcre2_general_context *
     memory->status = BITAXON_OUT_OF_MEMORY;
     *out = pcre2_general_context_create(pcre_alloc, pcre_release, memory);
     if (*out == NULL)
-        return bxn_fail(error, memory->status, "out of memory: pre-tokenizer");
+        return bxn_fail(error, memory->status, "no memory for the pre-tokenizer: %s",
+                        memory->reason);
     return BITAXON_OK;
 }
 
@@ -247,7 +250,8 @@ bitaxon_status bxn_pattern_compile(bxn_tokenizer *t, const char *where, const ch
     memory->status = BITAXON_OUT_OF_MEMORY;
     context = pcre2_compile_context_create(t->pcre);
     if (context == NULL) {
-        status = bxn_fail(error, memory->status, "%.80s: out of memory: pre-tokenizer", where);
+        status = bxn_fail(error, memory->status, "%.80s: no memory for the pre-tokenizer: %s",
+                          where, memory->reason);
         goto done;
     }
     pcre2_set_newline(context, PCRE2_NEWLINE_LF);
@@ -256,7 +260,8 @@ bitaxon_status bxn_pattern_compile(bxn_tokenizer *t, const char *where, const ch
                          PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C | PCRE2_NO_AUTO_CAPTURE,
                          &code, &offset, context);
     if (*out == NULL && memory->status != BITAXON_OK) {
-        status = bxn_fail(error, memory->status, "%.80s: no memory for the pre-tokenizer", where);
+        status = bxn_fail(error, memory->status, "%.80s: no memory for the pre-tokenizer: %s",
+                          where, memory->reason);
     } else if (*out == NULL) {
         PCRE2_UCHAR reason[120] = {0};
         pcre2_get_error_message(code, reason, sizeof reason);
@@ -299,7 +304,8 @@ static bitaxon_status next_match(bxn_encoder *e, const bxn_step *step, const cha
     if (code == PCRE2_ERROR_NOMATCH)
         return BITAXON_END;
     if (code == PCRE2_ERROR_NOMEMORY)
-        return bxn_fail(e->error, e->pcre_memory.status, "no memory for the pre-tokenizer");
+        return bxn_fail(e->error, e->pcre_memory.status, "no memory for the pre-tokenizer: %s",
+                        e->pcre_memory.reason);
     if (code == PCRE2_ERROR_MATCHLIMIT || code == PCRE2_ERROR_DEPTHLIMIT ||
         code == PCRE2_ERROR_HEAPLIMIT)
         return bxn_fail(e->error, BITAXON_LIMIT,
