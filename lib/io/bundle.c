@@ -162,7 +162,7 @@ static bitaxon_status open_given(bxn_bundle *bundle, const bitaxon_file *files, 
             return bxn_fail(error, BITAXON_INVALID_ARGUMENT,
                             "file %u: not a plain file name of 1 to %u bytes: '%.64s'", i,
                             BXN_MAX_NAME - 1, name);
-        if (given->struct_size < offsetof(bitaxon_source, map))
+        if (given->struct_size < offsetof(bitaxon_source, map) || given->struct_size > 4096)
             return bxn_fail(error, BITAXON_INVALID_ARGUMENT,
                             "%.64s: bitaxon_source: struct_size is %u", name,
                             (unsigned)given->struct_size);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* generate.c - the loop of choosing, reading and handing out text. Text is held back while
+/* generation.c - the loop of choosing, reading and handing out text. Text is held back while
  * it might be the beginning of a stop string, and characters until they are whole. */
 #include "session/bxn_session.h"
 
