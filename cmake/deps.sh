@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # What the build needs from the system. Called by GNUmakefile.
-#   deps.sh check            0 when all is there; else prints what is missing
-#   deps.sh ensure           check; when something is missing, install it as root, or say how
+#   deps.sh check [tests]    0 when all is there; else prints what is missing
+#   deps.sh ensure [tests]   check; when something is missing, install it as root, or say how
 #   deps.sh install [full]   install with apt-get (through sudo when not root)
 set -eu
 
@@ -12,13 +12,14 @@ tests="libcmocka-dev"
 gates="abigail-tools python3"     # a gate without its tool prints a SKIP line
 full="clang valgrind qemu-user"   # make test-full
 
+# missing [tests]
 missing()
 {
-    for tool in cc c++ cmake pkg-config objcopy; do
+    for tool in cc cmake pkg-config objcopy ${1:+c++}; do
         command -v "$tool" >/dev/null 2>&1 || echo "$tool"
     done
     command -v pkg-config >/dev/null 2>&1 || return 0
-    for module in jansson libpcre2-8 libutf8proc libxxhash cmocka; do
+    for module in jansson libpcre2-8 libutf8proc libxxhash ${1:+cmocka}; do
         pkg-config --exists "$module" || echo "$module"
     done
 }
@@ -41,11 +42,11 @@ install()
 
 case "${1:-check}" in
 check)
-    lacking=$(missing)
+    lacking=$(missing "${2:-}")
     [ -z "$lacking" ] || { echo "missing:" $lacking; exit 1; }
     ;;
 ensure)
-    lacking=$(missing)
+    lacking=$(missing "${2:-}")
     [ -n "$lacking" ] || exit 0
     echo "missing:" $lacking
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
@@ -58,7 +59,7 @@ install)
     install "${2:-}"
     ;;
 *)
-    echo "usage: deps.sh check|ensure|install [full]" >&2
+    echo "usage: deps.sh check [tests] | ensure [tests] | install [full]" >&2
     exit 2
     ;;
 esac

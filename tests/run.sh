@@ -53,14 +53,15 @@ run_tests gates "$build" -L 'gate|consumer' -j "$jobs"
 
 echo "== address and undefined behaviour sanitizers: unit tests, fuzz corpora, kernels"
 if make_build "$build-asan" -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_C_FLAGS_DEBUG=-O1 -g" \
-    -DBITAXON_SANITIZE=address,undefined -DBITAXON_WERROR=OFF; then
+    -DBITAXON_SANITIZE=address,undefined -DBITAXON_TOOLS=OFF -DBITAXON_SHARED=OFF \
+    -DBITAXON_WERROR=OFF; then
     run_tests asan "$build-asan" -L 'unit|fuzz|kernels'
 fi
 
 if [ "$full" = full ]; then
     echo "== thread sanitizer, unit tests"
     if make_build "$build-tsan" -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_C_FLAGS_DEBUG=-O1 -g" \
-        -DBITAXON_SANITIZE=thread -DBITAXON_WERROR=OFF; then
+        -DBITAXON_SANITIZE=thread -DBITAXON_TOOLS=OFF -DBITAXON_SHARED=OFF -DBITAXON_WERROR=OFF; then
         run_tests tsan "$build-tsan" -L unit
     fi
     echo "== valgrind, unit tests"

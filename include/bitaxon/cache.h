@@ -60,7 +60,8 @@ BITAXON_API bitaxon_status bitaxon_cache_tokens(const bitaxon_cache *cache, uint
  * Returns:   OK, OUT_OF_MEMORY, LIMIT.  Thread: single-user.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_cache_checkpoint(bitaxon_cache *cache, bitaxon_error *error);
 
-/* Forget the checkpoint at `position` (END when there is none).
+/* Forget the checkpoint at `position`.
+ * Returns:   OK; END when there is none there; INVALID_ARGUMENT.
  * Thread:    single-user.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_cache_checkpoint_drop(bitaxon_cache *cache, uint64_t position,
                                                          bitaxon_error *error);

@@ -112,18 +112,6 @@ BXN_INLINE void store_rows(const bxn_packed *w, uint32_t group, unsigned h, floa
         store_first(out + row, w->rows - row, y);
 }
 
-/* Generates nothing: tells the compiler that the sums of four streams belong in registers
- * here and that codes may be read again, else it keeps codes there and stores every sum. */
-BXN_INLINE void prefer_sums(__m256 p[STREAMS][2], unsigned n)
-{
-    if (n == STREAMS)
-        __asm__ volatile(""
-                         : "+x"(p[0][0]), "+x"(p[0][1]), "+x"(p[1][0]), "+x"(p[1][1]),
-                           "+x"(p[2][0]), "+x"(p[2][1]), "+x"(p[3][0]), "+x"(p[3][1])
-                         :
-                         : "memory");
-}
-
 /* One token, n row groups `step` apart beginning at `group`. */
 BXN_INLINE void gemv(const bxn_packed *w, const decoder *d, uint32_t group, uint32_t step,
                      const float *x, const float *xsum, float *out, unsigned n, int mode)
@@ -154,7 +142,6 @@ BXN_INLINE void gemv(const bxn_packed *w, const decoder *d, uint32_t group, uint
                     _mm_prefetch((const char *)unit[s] + ahead + at, _MM_HINT_T0);
                 BXN_UNROLL
                 for (unsigned k = 0; k < per; k++) {
-                    prefer_sums(p, n);
                     __m256 xk = _mm256_set1_ps(xj[k]);
                     BXN_UNROLL
                     for (unsigned s = 0; s < n; s++) {
