@@ -4,12 +4,21 @@
 # Prints every failed and skipped check, then "N passed, N failed, N skipped".
 # Exits with 1 when anything failed. -v bad=1 tells that a command failed before.
 
+# " (asan)" for a line that comes from asan.testlog; nothing for the plain build
+function tag(name)
+{
+    name = FILENAME
+    sub(/.*\//, "", name)
+    sub(/\.testlog$/, "", name)
+    return name ~ /^(main|gates|build|LastTest\.log)$/ ? "" : " (" name ")"
+}
+
 function close_test()
 {
     if (test == "")
         return
     if (verdict == "failed" && own_failed == 0) {
-        print "FAIL " test ": crashed, timed out or returned non-zero"
+        print "FAIL " test ": crashed, timed out or returned non-zero" last_tag
         failed++
     } else if (verdict == "passed" && own_passed + own_failed + own_skipped == 0) {
         passed++
@@ -22,7 +31,7 @@ function failure(name, line)
     if ((FILENAME, test, name) in seen)
         return
     seen[FILENAME, test, name] = 1
-    print line
+    print line tag()
     failed++
     own_failed++
 }
@@ -30,6 +39,7 @@ function failure(name, line)
 /^[0-9]+\/[0-9]+ Testing: / {
     close_test()
     test = $3
+    last_tag = tag()
     verdict = ""
     own_passed = own_failed = own_skipped = 0
 }
@@ -39,13 +49,12 @@ function failure(name, line)
 /^\[       OK \] / { passed++; own_passed++ }
 /^\[  FAILED  \] [A-Za-z_]/ { failure($4, "FAIL " test "/" $4) }
 /^\[  SKIPPED \] [A-Za-z_]/ {
-    if (!((FILENAME, test, "s" $4) in seen)) {
-        seen[FILENAME, test, "s" $4] = 1
+    if (!explained && !((FILENAME, test, "s" $4) in seen)) {
+        print "SKIP " test "/" $4 tag()
         skipped++
-        own_skipped++
-        if (!explained)
-            print "SKIP " test "/" $4
     }
+    own_skipped++
+    seen[FILENAME, test, "s" $4] = 1 # the case is named again at the end
     explained = 0
 }
 /^PASS / { passed++; own_passed++ }
@@ -53,16 +62,13 @@ function failure(name, line)
 /^SKIP / {
     if (index($0, ":") && !((FILENAME, test, $0) in seen)) {
         seen[FILENAME, test, $0] = 1
-        print
-        if (in_cmocka) {
-            explained = 1 # the case itself follows as [  SKIPPED ]
-        } else {
-            skipped++
-            own_skipped++
-        }
+        print $0 tag()
+        skipped++
+        own_skipped++
+        explained = 1 # the case may follow as [  SKIPPED ], or have gone on
     }
 }
-/^SKIP: / { print "SKIP " test "/" substr($0, 7) } # counted by its own last line
+/^SKIP: / { print "SKIP " test "/" substr($0, 7) tag() } # counted by its own last line
 /^FAILED: / { failure($0, "FAIL " test "/" substr($0, 9)) }
 # A script that counts by itself ends with the same line as this one.
 /^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$/ && test != "" {
@@ -74,12 +80,11 @@ function failure(name, line)
 /^[a-z0-9_]+ +(c|avx2|avx512|neon) +ok +[0-9]+ cases/ { passed++; own_passed++ }
 /^[a-z0-9]+: not on this processor$/ {
     sub(/:/, "", $1)
-    print "SKIP " test "/" $1 ": not on this processor"
+    print "SKIP " test "/" $1 ": not on this processor" tag()
     skipped++
     own_skipped++
 }
-/^\[ RUN      \]/ { in_cmocka = 1; explained = 0 }
-/^\[       OK \]|^\[  FAILED  \]|^\[  SKIPPED \]|^\[==========\]/ { in_cmocka = 0 }
+/^\[ RUN      \]/ { explained = 0 }
 
 END {
     close_test()

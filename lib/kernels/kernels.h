@@ -52,7 +52,8 @@ typedef struct bxn_dense {
  *   y = 0; for each sub-block j of 32 columns in ascending order:
  *     p = 0; for k ascending in j: p += value[k] * x[k];
  *     y += scale * p;  if has_bias: y += bias' * xsum[j].
- * SIMD tiers use fused multiply-add at each "+=" (and for bias'); plain C need not. */
+ * SIMD tiers use fused multiply-add at each "+=" (and for bias'); plain C need not. A tier may
+ * leave the centre of affine codes to the bias (value = code, bias' = bias). */
 typedef struct bxn_packed {
     const uint8_t *data;
     uint32_t rows, cols;

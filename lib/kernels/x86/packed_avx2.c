@@ -4,7 +4,8 @@
  * walked in lockstep along K, each a sequential stream of memory. More tokens: the codes
  * of a row group are decoded once per unit into a panel on the stack that all tokens use.
  * Both do, lane by lane, the operations of kernels.h in its order, so their bits are
- * equal, and equal to those of AVX-512. */
+ * equal. Affine 4-bit codes are not centred here: y += scale * sum(code * x) + bias * sum(x) is
+ * the same value with one operation per weight less, and this tier is bound by those. */
 #include "kernels/kernels_isa.h"
 
 #if defined(__x86_64__)
@@ -14,16 +15,23 @@
 #define CHUNK 144 /* tokens that share one decoding of a unit */
 #define TILE 6    /* tokens whose sums are in registers at once */
 
-/* How codes become values: 4 bits through a table; 4 bits less a whole centre; bytes. */
+/* How codes become values: 4 bits through a table; 4 bits as they are, the centre left to
+ * the bias; bytes. */
 enum { TABLE4, LINEAR4, BYTES8 };
 
 /* The last two put a code into the mantissa of a power of two whose unit is at the code's
- * place, and take that power and the centre away: exact, without shift and conversion. */
+ * place, and take that power (and the centre) away: exact, without shift and conversion. */
 typedef struct decoder {
     __m256 low, high; /* TABLE4 */
-    __m256i mask[5], magic[5];
+    __m256i mask[7], magic[5];
     __m256 offset[5];
 } decoder;
+
+/* Where a LINEAR4 code stands in its word: converted there, it is 2^(4 n) times too large, and
+ * the input that it meets is made as much smaller; both are exact. The last is shifted down,
+ * for it would be taken for a sign. */
+static const float places4[8] = {1.0f,      0x1p-4f,  0x1p-8f,  0x1p-12f,
+                                 0x1p-16f, 0x1p-20f, 0x1p-24f, 1.0f};
 
 BXN_INLINE unsigned bits_of(int mode)
 {
@@ -42,11 +50,13 @@ BXN_INLINE decoder make_decoder(const bxn_packed *w, int mode)
         int power = (int)(127 + 23 - place) << 23;
         float unit = (float)(1u << (23 - place));
         int sign = mode == BYTES8 ? 0x80 << place : 0;
-        float center = mode == BYTES8 ? 128.0f : -w->table[0];
+        float center = mode == BYTES8 ? 128.0f : 0.0f;
         d.mask[i] = _mm256_set1_epi32((int)(((1u << bits) - 1) << place));
         d.magic[i] = _mm256_set1_epi32(power ^ sign);
         d.offset[i] = _mm256_set1_ps(unit + center);
     }
+    d.mask[5] = _mm256_set1_epi32(15 << 20);
+    d.mask[6] = _mm256_set1_epi32(15 << 24);
     return d;
 }
 
@@ -80,6 +90,15 @@ BXN_INLINE __m256 value(const decoder *d, __m256i codes, unsigned n, int mode)
     return _mm256_sub_ps(_mm256_castsi256_ps(mantissa), d->offset[n]);
 }
 
+/* Value n of each lane's codes, LINEAR4 times 2^(4 n) for n < 7 (see places4). */
+BXN_INLINE __m256 value_in_place(const decoder *d, __m256i codes, unsigned n, int mode)
+{
+    if (mode != LINEAR4)
+        return value(d, codes, n, mode);
+    return _mm256_cvtepi32_ps(n == 7 ? _mm256_srli_epi32(codes, 28)
+                                     : _mm256_and_si256(codes, d->mask[n]));
+}
+
 BXN_INLINE __m256i codes_at(const uint8_t *codes)
 {
     return _mm256_loadu_si256((const __m256i *)(const void *)codes);
@@ -94,15 +113,17 @@ BXN_INLINE __m256 scales_at(const uint8_t *values, int f32, uint32_t block, unsi
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(values + index * 2)));
 }
 
-/* Scale and bias' of half h of a block. */
+/* Scale and bias' (LINEAR4: bias) of half h of a block. */
 BXN_INLINE void block_at(const bxn_packed *w, const uint8_t *unit, uint32_t block, unsigned h,
-                         __m256 *scale, __m256 *bias)
+                         int mode, __m256 *scale, __m256 *bias)
 {
     *scale = scales_at(unit, w->scale_f32, block, h);
     *bias = _mm256_setzero_ps();
-    if (w->has_bias)
-        *bias = _mm256_fmadd_ps(_mm256_set1_ps(w->center), *scale,
-                                scales_at(unit, w->scale_f32, block + w->blocks, h));
+    if (!w->has_bias)
+        return;
+    *bias = scales_at(unit, w->scale_f32, block + w->blocks, h);
+    if (mode != LINEAR4)
+        *bias = _mm256_fmadd_ps(_mm256_set1_ps(w->center), *scale, *bias);
 }
 
 BXN_INLINE void store_rows(const bxn_packed *w, uint32_t group, unsigned h, float *out, __m256 y)
@@ -135,6 +156,14 @@ BXN_INLINE void gemv(const bxn_packed *w, const decoder *d, uint32_t group, uint
                 p[s][0] = p[s][1] = _mm256_setzero_ps();
             }
             const float *xj = x + (size_t)u * BXN_UNIT_COLS + j * BXN_SUB_BLOCK;
+            _Alignas(32) float placed[BXN_SUB_BLOCK];
+            if (mode == LINEAR4) {
+                BXN_UNROLL
+                for (unsigned i = 0; i < 4; i++)
+                    _mm256_store_ps(placed + i * 8, _mm256_mul_ps(_mm256_loadu_ps(xj + i * 8),
+                                                                  _mm256_loadu_ps(places4)));
+                xj = placed;
+            }
             size_t at = codes_offset + (size_t)j * bits * 64;
             for (unsigned v = 0; v < bits; v++, at += 64, xj += per) {
                 BXN_UNROLL
@@ -148,7 +177,8 @@ BXN_INLINE void gemv(const bxn_packed *w, const decoder *d, uint32_t group, uint
                         BXN_UNROLL
                         for (unsigned h = 0; h < 2; h++)
                             p[s][h] = _mm256_fmadd_ps(
-                                value(d, codes_at(unit[s] + at + h * 32), k, mode), xk, p[s][h]);
+                                value_in_place(d, codes_at(unit[s] + at + h * 32), k, mode), xk,
+                                p[s][h]);
                     }
                 }
             }
@@ -157,7 +187,7 @@ BXN_INLINE void gemv(const bxn_packed *w, const decoder *d, uint32_t group, uint
                 BXN_UNROLL
                 for (unsigned h = 0; h < 2; h++) {
                     __m256 scale, bias;
-                    block_at(w, unit[s], j * w->blocks / 4, h, &scale, &bias);
+                    block_at(w, unit[s], j * w->blocks / 4, h, mode, &scale, &bias);
                     y[s][h] = _mm256_fmadd_ps(scale, p[s][h], y[s][h]);
                     if (w->has_bias)
                         y[s][h] = _mm256_fmadd_ps(bias, _mm256_set1_ps(xsum[u * 4 + j]), y[s][h]);
@@ -211,7 +241,7 @@ BXN_INLINE void decode_unit(const bxn_packed *w, const decoder *d, const uint8_t
         BXN_UNROLL
         for (unsigned h = 0; h < 2; h++) {
             __m256 scale, bias;
-            block_at(w, unit, j * w->blocks / 4, h, &scale, &bias);
+            block_at(w, unit, j * w->blocks / 4, h, mode, &scale, &bias);
             _mm256_store_ps(work->scale + j * 16 + h * 8, scale);
             _mm256_store_ps(work->bias + j * 16 + h * 8, bias);
         }
