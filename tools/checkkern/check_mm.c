@@ -115,6 +115,9 @@ static void check_problem(run *r, const problem *p, bool cuts)
             double bound = p->bound[(size_t)m * p->rows + n];
             double want =
                 r->is_plain ? p->want[(size_t)m * p->rows + n] : (double)plain[m * ldy + n];
+            /* Centred or not, infinite inputs give something infinite or not a number. */
+            if (p->own_order && !isfinite(want) && !isfinite(y[m * ldy + n]))
+                continue;
             compare(r, "value", (size_t)m * p->rows + n, (double)y[m * ldy + n], want,
                     r->is_plain ? bound : 2 * bound);
         }

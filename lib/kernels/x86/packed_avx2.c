@@ -19,12 +19,13 @@
  * the bias; bytes. */
 enum { TABLE4, LINEAR4, BYTES8 };
 
-/* The last two put a code into the mantissa of a power of two whose unit is at the code's
- * place, and take that power (and the centre) away: exact, without shift and conversion. */
+/* Bytes are put into the mantissa of a power of two whose unit is at the byte's place, and
+ * that power and the centre are taken away: exact, without shift and conversion. */
 typedef struct decoder {
     __m256 low, high; /* TABLE4 */
-    __m256i mask[7], magic[5];
-    __m256 offset[5];
+    __m256i mask[7];  /* LINEAR4: codes 0 .. 6; BYTES8: two bytes */
+    __m256i magic[2];
+    __m256 offset[2];
 } decoder;
 
 /* Where a LINEAR4 code stands in its word: converted there, it is 2^(4 n) times too large, and
@@ -43,20 +44,20 @@ BXN_INLINE decoder make_decoder(const bxn_packed *w, int mode)
     decoder d;
     d.low = _mm256_loadu_ps(w->table);
     d.high = _mm256_loadu_ps(w->table + 8);
-    const unsigned bits = bits_of(mode), places = mode == BYTES8 ? 2 : 5;
-    BXN_UNROLL
-    for (unsigned i = 0; i < 5; i++) {
-        unsigned place = i < places ? i * bits : 0;
-        int power = (int)(127 + 23 - place) << 23;
-        float unit = (float)(1u << (23 - place));
-        int sign = mode == BYTES8 ? 0x80 << place : 0;
-        float center = mode == BYTES8 ? 128.0f : 0.0f;
-        d.mask[i] = _mm256_set1_epi32((int)(((1u << bits) - 1) << place));
-        d.magic[i] = _mm256_set1_epi32(power ^ sign);
-        d.offset[i] = _mm256_set1_ps(unit + center);
+    if (mode == LINEAR4) {
+        BXN_UNROLL
+        for (unsigned i = 0; i < 7; i++)
+            d.mask[i] = _mm256_set1_epi32(15 << (4 * i));
+    } else if (mode == BYTES8) {
+        BXN_UNROLL
+        for (unsigned i = 0; i < 2; i++) {
+            unsigned place = i * 8;
+            int power = (int)(127 + 23 - place) << 23;
+            d.mask[i] = _mm256_set1_epi32(255 << place);
+            d.magic[i] = _mm256_set1_epi32(power ^ (0x80 << place)); /* flips the sign bit */
+            d.offset[i] = _mm256_set1_ps((float)(1u << (23 - place)) + 128.0f);
+        }
     }
-    d.mask[5] = _mm256_set1_epi32(15 << 20);
-    d.mask[6] = _mm256_set1_epi32(15 << 24);
     return d;
 }
 
@@ -72,7 +73,7 @@ static int is_linear(const float table[16])
     return 1;
 }
 
-/* Value n of each lane's codes. */
+/* Value n of each lane's codes; LINEAR4 in place (see places4). */
 BXN_INLINE __m256 value(const decoder *d, __m256i codes, unsigned n, int mode)
 {
     if (mode == TABLE4) {
@@ -81,22 +82,20 @@ BXN_INLINE __m256 value(const decoder *d, __m256i codes, unsigned n, int mode)
         return _mm256_blendv_ps(_mm256_permutevar8x32_ps(d->low, index),
                                 _mm256_permutevar8x32_ps(d->high, index), high_half);
     }
-    const unsigned places = mode == BYTES8 ? 2 : 5, shift = mode == BYTES8 ? 16 : 12;
-    if (n >= places) {
-        codes = _mm256_srli_epi32(codes, (int)shift);
-        n -= shift / bits_of(mode);
-    }
-    __m256i mantissa = _mm256_xor_si256(_mm256_and_si256(codes, d->mask[n]), d->magic[n]);
-    return _mm256_sub_ps(_mm256_castsi256_ps(mantissa), d->offset[n]);
+    if (mode == LINEAR4)
+        return _mm256_cvtepi32_ps(n == 7 ? _mm256_srli_epi32(codes, 28)
+                                         : _mm256_and_si256(codes, d->mask[n]));
+    if (n >= 2)
+        codes = _mm256_srli_epi32(codes, 16);
+    __m256i mantissa = _mm256_xor_si256(_mm256_and_si256(codes, d->mask[n & 1]), d->magic[n & 1]);
+    return _mm256_sub_ps(_mm256_castsi256_ps(mantissa), d->offset[n & 1]);
 }
 
-/* Value n of each lane's codes, LINEAR4 times 2^(4 n) for n < 7 (see places4). */
-BXN_INLINE __m256 value_in_place(const decoder *d, __m256i codes, unsigned n, int mode)
+/* The eight inputs that the eight codes of a lane meet. */
+BXN_INLINE __m256 placed_inputs(const float *x, int mode)
 {
-    if (mode != LINEAR4)
-        return value(d, codes, n, mode);
-    return _mm256_cvtepi32_ps(n == 7 ? _mm256_srli_epi32(codes, 28)
-                                     : _mm256_and_si256(codes, d->mask[n]));
+    __m256 v = _mm256_loadu_ps(x);
+    return mode == LINEAR4 ? _mm256_mul_ps(v, _mm256_loadu_ps(places4)) : v;
 }
 
 BXN_INLINE __m256i codes_at(const uint8_t *codes)
@@ -160,8 +159,7 @@ BXN_INLINE void gemv(const bxn_packed *w, const decoder *d, uint32_t group, uint
             if (mode == LINEAR4) {
                 BXN_UNROLL
                 for (unsigned i = 0; i < 4; i++)
-                    _mm256_store_ps(placed + i * 8, _mm256_mul_ps(_mm256_loadu_ps(xj + i * 8),
-                                                                  _mm256_loadu_ps(places4)));
+                    _mm256_store_ps(placed + i * 8, placed_inputs(xj + i * 8, mode));
                 xj = placed;
             }
             size_t at = codes_offset + (size_t)j * bits * 64;
@@ -177,7 +175,7 @@ BXN_INLINE void gemv(const bxn_packed *w, const decoder *d, uint32_t group, uint
                         BXN_UNROLL
                         for (unsigned h = 0; h < 2; h++)
                             p[s][h] = _mm256_fmadd_ps(
-                                value_in_place(d, codes_at(unit[s] + at + h * 32), k, mode), xk,
+                                value(d, codes_at(unit[s] + at + h * 32), k, mode), xk,
                                 p[s][h]);
                     }
                 }
@@ -260,7 +258,7 @@ BXN_INLINE void decode_unit(const bxn_packed *w, const decoder *d, const uint8_t
 
 /* `tokens` tokens of the chunk from `first` on: one unit more. */
 BXN_INLINE void tile(const bxn_packed *w, const bxn_mm_args *args, panel *work, uint32_t u,
-                     uint32_t chunk, uint32_t first, unsigned tokens)
+                     uint32_t chunk, uint32_t first, unsigned tokens, int mode)
 {
     const float *xsum[TILE];
     for (unsigned m = 0; m < tokens; m++) {
@@ -270,7 +268,7 @@ BXN_INLINE void tile(const bxn_packed *w, const bxn_mm_args *args, panel *work, 
         xsum[m] = w->has_bias ? args->xsum + row * args->ldsum + (size_t)u * 4 : NULL;
         BXN_UNROLL
         for (unsigned i = 0; i < 16; i++)
-            _mm256_store_ps(work->x + m * BXN_UNIT_COLS + i * 8, _mm256_loadu_ps(x + i * 8));
+            _mm256_store_ps(work->x + m * BXN_UNIT_COLS + i * 8, placed_inputs(x + i * 8, mode));
     }
     for (unsigned j = 0; j < 4; j++) {
         __m256 p[TILE][2];
@@ -314,11 +312,11 @@ BXN_INLINE void gemm_group(const bxn_packed *w, const decoder *d, uint32_t group
         decode_unit(w, d, w->data + ((size_t)group * w->k_units + u) * w->unit_bytes, &work, mode);
         uint32_t m = 0;
         for (; m + TILE <= count; m += TILE)
-            tile(w, args, &work, u, chunk, m, TILE);
+            tile(w, args, &work, u, chunk, m, TILE, mode);
         for (; m + 2 <= count; m += 2)
-            tile(w, args, &work, u, chunk, m, 2);
+            tile(w, args, &work, u, chunk, m, 2, mode);
         if (m < count)
-            tile(w, args, &work, u, chunk, m, 1);
+            tile(w, args, &work, u, chunk, m, 1, mode);
     }
     for (uint32_t m = 0; m < count; m++) {
         float *out = args->y + (chunk + m) * args->ldy;
