@@ -498,7 +498,7 @@ static void test_pack(void **state)
         opened o;
         open_files(&o, packed);
         assert_string_equal(bxn_tensors_meta(o.tensors, "bitaxon.packed"), "1");
-        assert_non_null(bxn_tensors_meta(o.tensors, "bitaxon.fingerprint"));
+        assert_non_null(bxn_tensors_meta(o.tensors, "bitaxon.tensors"));
         if (i == 0) {
             const bxn_tensor *t = must_find(&o, "layer_1.moe.switch_mlp.down_proj.packed.a4g64f16");
             assert_true(t->rank == 4 && t->shape[0] == 3 && t->shape[1] == 4 && t->shape[2] == 2 &&

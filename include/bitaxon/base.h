@@ -84,8 +84,7 @@ enum {
     BITAXON_STAGE_LOAD = 1,
     BITAXON_STAGE_PREFILL = 2,
     BITAXON_STAGE_CONVERT = 3,
-    BITAXON_STAGE_VERIFY = 4,
-    BITAXON_STAGE_SAVE = 5
+    BITAXON_STAGE_VERIFY = 4
 };
 
 /* Called from the thread that made the call, at least every 50 ms of work.

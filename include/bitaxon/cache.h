@@ -36,7 +36,8 @@ typedef struct bitaxon_cache_params {
 } bitaxon_cache_params;
 
 /* Params:    params  NULL: defaults.  out  an empty cache; NULL on failure.
- * Returns:   OK, INVALID_ARGUMENT, OUT_OF_MEMORY, LIMIT.
+ * Returns:   OK, INVALID_ARGUMENT, OUT_OF_MEMORY, LIMIT, BAD_STATE (the model was opened
+ *            for its tokenizer only).
  * Ownership: free with bitaxon_cache_free.  Thread: any-thread.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_cache_create(bitaxon_model *model,
                                                 const bitaxon_cache_params *params,
@@ -55,8 +56,9 @@ BITAXON_API uint64_t bitaxon_cache_length(const bitaxon_cache *cache);
 BITAXON_API bitaxon_status bitaxon_cache_tokens(const bitaxon_cache *cache, uint64_t first,
                                                 uint64_t count, int32_t *out, bitaxon_error *error);
 
-/* Remember the present position, so that a rewind to it costs nothing. Memory it
- * needs later is taken now. Doing it twice at one position is one checkpoint.
+/* Remember the present position, so that a rewind to it costs nothing. The scan state and
+ * the page that going on from here needs first are taken now; further pages are taken
+ * as the window moves on. Doing it twice at one position is one checkpoint.
  * Returns:   OK, OUT_OF_MEMORY, LIMIT.  Thread: single-user.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_cache_checkpoint(bitaxon_cache *cache, bitaxon_error *error);
 
@@ -83,7 +85,7 @@ BITAXON_API bitaxon_status bitaxon_cache_clone(bitaxon_cache *cache, bitaxon_cac
 /* Write the cache to a file: versioned, checksummed, bound to the model's
  * fingerprint; written beside `path` and renamed, so that `path` holds either the
  * old or the new file. Checkpoints are not saved.
- * Returns:   OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY.  Thread: single-user.  Since: 0.1 */
+ * Returns:   OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY, LIMIT.  Thread: single-user.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_cache_save(const bitaxon_cache *cache, const char *path,
                                               bitaxon_error *error);
 

@@ -73,7 +73,9 @@ typedef struct bitaxon_estimate {
     uint64_t session_bytes;    /* one session without its cache */
     uint64_t cache_bytes;      /* one cache, full window */
     uint64_t checkpoint_bytes; /* one checkpoint or one diverged clone, at most, KV of its window aside */
-    uint64_t parameters;       /* exact number of parameters, tied ones once */
+    /* Exact number of parameters, tied ones once (a stored float head counts as tied when the
+     * configuration says so; opening compares the bytes). */
+    uint64_t parameters;
     uint64_t active_parameters; /* of these, used per token */
 } bitaxon_estimate;
 

@@ -51,7 +51,7 @@ typedef struct bitaxon_session_params {
 
 /* Params:    params  NULL: defaults.  out  NULL on failure.
  * Returns:   OK, INVALID_ARGUMENT, OUT_OF_MEMORY, LIMIT, MISMATCH (cache of another
- *            model), BAD_STATE (the cache serves another session).
+ *            model), BAD_STATE (the cache serves another session; a tokenizer-only model).
  * Ownership: free with bitaxon_session_free.  Thread: any-thread.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_session_create(bitaxon_model *model,
                                                   const bitaxon_session_params *params,
@@ -79,13 +79,14 @@ BITAXON_API uint64_t bitaxon_session_position(const bitaxon_session *session);
 /* Read tokens. Any split of a text into calls gives the same bits.
  * Params:    tokens [count]  each in [0, vocab_size).
  * Returns:   OK, INVALID_ARGUMENT (which token, which value), LIMIT (context: needed
- *            and allowed lengths), CANCELLED, FORMAT (weights gave NaN), SYSTEM.
+ *            and allowed lengths; or max_bytes), CANCELLED, FORMAT (weights gave NaN),
+ *            OUT_OF_MEMORY (a clone or a cache with checkpoints needs a page), SYSTEM.
  * Thread:    single-user.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_session_prefill(bitaxon_session *session, const int32_t *tokens,
                                                    size_t count, bitaxon_error *error);
 
 /* Read tokens and give the logits after each: row t predicts what follows tokens[t].
- * Params:    logits [count, vocab_size]  f32.
+ * Params:    logits [count, vocab_size]  f32; on failure, rows of the tokens read are filled.
  * Returns:   as prefill.  Thread: single-user.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_session_evaluate(bitaxon_session *session,
                                                     const int32_t *tokens, size_t count,
@@ -93,7 +94,8 @@ BITAXON_API bitaxon_status bitaxon_session_evaluate(bitaxon_session *session,
 
 /* Choose the next token by the sampler and read it.
  * Params:    token  the chosen token.
- * Returns:   OK; BAD_STATE (nothing read yet); LIMIT; CANCELLED; FORMAT (NaN logits).
+ * Returns:   OK; BAD_STATE (nothing read yet); LIMIT, OUT_OF_MEMORY (as prefill); CANCELLED;
+ *            FORMAT (NaN logits).
  * Thread:    single-user.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_session_decode(bitaxon_session *session, int32_t *token,
                                                   bitaxon_error *error);
@@ -110,7 +112,7 @@ BITAXON_API bitaxon_status bitaxon_session_logits(const bitaxon_session *session
                                                   const float **logits, bitaxon_error *error);
 
 /* Log-probability of given tokens: log p(tokens[i] | all before). They are read.
- * Params:    sum  of the scored ones.  logprobs [count]  nullable; at position 0 the
+ * Params:    sum  of the scored ones; of those read when CANCELLED.  logprobs [count]  nullable; at position 0 the
  *            first token has nothing before it: it is 0 there and not in the sum.
  * Returns:   as prefill.  Thread: single-user.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_session_score(bitaxon_session *session, const int32_t *tokens,
@@ -120,7 +122,7 @@ BITAXON_API bitaxon_status bitaxon_session_score(bitaxon_session *session, const
 /* Go back to an earlier position, exactly: nearest checkpoint, then replay
  * (bitaxon_cache_rewind_cost tells the price). Cancelled on the way, the position is
  * somewhere between the checkpoint and the target.
- * Returns:   OK, INVALID_ARGUMENT (beyond the length), CANCELLED, OUT_OF_MEMORY.
+ * Returns:   OK, INVALID_ARGUMENT (beyond the length), CANCELLED, OUT_OF_MEMORY, LIMIT.
  * Thread:    single-user.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_session_rewind(bitaxon_session *session, uint64_t position,
                                                   bitaxon_error *error);
@@ -195,7 +197,8 @@ BITAXON_API bitaxon_status bitaxon_session_generate(bitaxon_session *session,
                                                     bitaxon_generate_result *result,
                                                     bitaxon_error *error);
 
-/* Stop the call in progress, or, when none is, the next one, within 50 ms.
+/* Stop the call in progress, or, when none is, the next one, within 50 ms. A cancel that
+ * comes too late for a call that succeeds is spent with it.
  * Async-signal-safe.  Thread: any-thread.  Since: 0.1 */
 BITAXON_API void bitaxon_session_cancel(bitaxon_session *session);
 

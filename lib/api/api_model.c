@@ -138,6 +138,10 @@ static bitaxon_status open_all(bitaxon_model *model, const bitaxon_model_params 
         status = open_config(model, error);
     if (status == BITAXON_OK && (p->flags & BITAXON_MODEL_NO_TOKENIZER) == 0)
         status = open_tokenizer(model, !weights, error);
+    if (status == BITAXON_OK && !weights) { /* nothing is read any more */
+        bxn_bundle_free(model->bundle);
+        model->bundle = NULL;
+    }
     if (status != BITAXON_OK || !weights)
         return status;
 

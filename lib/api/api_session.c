@@ -137,7 +137,7 @@ bitaxon_status bitaxon_session_score(bitaxon_session *session, const int32_t *to
 {
     double total = 0;
     bitaxon_status status = read_tokens(session, tokens, count, NULL, logprobs, &total, error);
-    if (status == BITAXON_OK && sum != NULL)
+    if ((status == BITAXON_OK || status == BITAXON_CANCELLED) && sum != NULL)
         *sum = total;
     return status;
 }
@@ -201,6 +201,9 @@ bitaxon_status bitaxon_session_generate(bitaxon_session *session, const bitaxon_
 {
     bitaxon_generate_params p;
     bitaxon_generate_result r = { sizeof r, BITAXON_FINISH_NONE, 0, -1, -1 };
+    if (result != NULL && result->struct_size < 8)
+        return bxn_fail(error, BITAXON_INVALID_ARGUMENT,
+                        "bitaxon_generate_result: struct_size is %u, at least 8 is needed", result->struct_size);
     bitaxon_status status = ready(session, error);
     if (status == BITAXON_OK)
         status = bxn_copy_params(params, &p, sizeof p, 8, "bitaxon_generate_params", error);

@@ -172,16 +172,16 @@ static bitaxon_status report(bxn_conversion *c, const pack_entry *entry)
     return bxn_conversion_report(c, &result);
 }
 
-static bitaxon_status write_fingerprint(bxn_conversion *c, bxn_output *out)
+static bitaxon_status write_digest(bxn_conversion *c, bxn_output *out)
 {
     uint8_t print[16];
     char hex[33];
-    bitaxon_status status = bxn_import_fingerprint(&c->config, c->tensors, NULL, print, c->error);
+    bitaxon_status status = bxn_import_digest(c->tensors, NULL, print, c->error);
     if (status != BITAXON_OK)
         return status;
     for (size_t i = 0; i < sizeof print; i++)
         snprintf(hex + 2 * i, 3, "%02x", print[i]);
-    status = bxn_st_meta(bxn_output_writer(out), "bitaxon.fingerprint", hex, c->error);
+    status = bxn_st_meta(bxn_output_writer(out), "bitaxon.tensors", hex, c->error);
     if (status == BITAXON_OK)
         status = bxn_st_meta(bxn_output_writer(out), "bitaxon.packed", "1", c->error);
     return status;
@@ -190,7 +190,7 @@ static bitaxon_status write_fingerprint(bxn_conversion *c, bxn_output *out)
 static bitaxon_status write_weights(bxn_conversion *c, pack_entry *entries, uint32_t count,
                                     bxn_output *out)
 {
-    bitaxon_status status = write_fingerprint(c, out);
+    bitaxon_status status = write_digest(c, out);
     for (uint32_t i = 0; i < count && status == BITAXON_OK; i++)
         status = declare(c, &entries[i], out);
     if (status == BITAXON_OK)

@@ -268,6 +268,8 @@ bitaxon_status bxn_import_bit_axon(bxn_mem *mem, const bxn_tensors *tensors, boo
         status = bxn_load_finish(&loader);
     if (status == BITAXON_OK && !plan) {
         bxn_model_number(model);
+        model->map = loader.map_begin;
+        model->map_bytes = (uint64_t)(loader.map_end - loader.map_begin);
         status = bxn_import_fingerprint(config, tensors, progress, model->fingerprint, error);
     }
     bxn_loader_done(&loader);

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fingerprint.c - 128 bits (XXH3) that bind saved sessions to a model. Reading gigabytes
- * to open a file would cost its milliseconds, so bytes are sampled: 64 at each of 16 even
- * places of every tensor. It tells models apart; it is no defence against forgery. */
+/* fingerprint.c - 128 bits (XXH3) that bind saved sessions to a model: its configuration and a
+ * digest of its tensors. Reading gigabytes to open a file would cost its milliseconds, so
+ * bytes are sampled: 64 at each of 16 even places of every tensor. A packed file records
+ * the digest of its source, so that both have one fingerprint. It tells models apart; it
+ * is no defence against forgery. */
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
@@ -24,27 +26,25 @@ static bool parse_hex(const char *text, uint8_t out[16])
     return text[32] == '\0';
 }
 
-bitaxon_status bxn_import_fingerprint(const bxn_config *config, const bxn_tensors *tensors,
-                                      bxn_progress *progress, uint8_t out[16], bitaxon_error *error)
+static void store_digest(const XXH3_state_t *state, uint8_t out[16])
 {
-    const char *recorded = bxn_tensors_meta(tensors, "bitaxon.fingerprint");
+    XXH128_canonical_t canonical;
+    XXH128_canonicalFromHash(&canonical, XXH3_128bits_digest(state));
+    memcpy(out, canonical.digest, 16);
+}
+
+bitaxon_status bxn_import_digest(const bxn_tensors *tensors, bxn_progress *progress, uint8_t out[16],
+                                 bitaxon_error *error)
+{
+    const char *recorded = bxn_tensors_meta(tensors, "bitaxon.tensors");
     if (recorded != NULL) {
         if (!parse_hex(recorded, out))
-            return bxn_fail(error, BITAXON_FORMAT, "%s: metadata bitaxon.fingerprint is not 32 hex digits",
+            return bxn_fail(error, BITAXON_FORMAT, "%s: metadata bitaxon.tensors is not 32 hex digits",
                             tensors->bundle->where);
         return BITAXON_OK;
     }
     XXH3_state_t state;
     XXH3_128bits_reset(&state);
-    const uint64_t facts[] = {
-        config->vocab_size, config->hidden_dim, config->num_layers, config->num_heads, config->d_source_model,
-        config->ssm_d_state, config->ssm_d_conv, config->ssm_expand, config->swa_window_size,
-        config->moe_num_experts, config->moe_top_k, config->moe_intermediate_dim, config->moe_shared_expert,
-        config->weight_tying, config->final_norm,
-    };
-    XXH3_128bits_update(&state, facts, sizeof facts);
-    const double reals[] = { config->rms_norm_eps, config->rope_theta };
-    XXH3_128bits_update(&state, reals, sizeof reals);
     for (uint64_t i = 0; i < tensors->count; i++) {
         const bxn_tensor *tensor = &tensors->items[i];
         const uint64_t header[] = { (uint64_t)tensor->dtype, tensor->rank, tensor->bytes };
@@ -66,8 +66,29 @@ bitaxon_status bxn_import_fingerprint(const bxn_config *config, const bxn_tensor
                 return status;
         }
     }
-    XXH128_canonical_t canonical;
-    XXH128_canonicalFromHash(&canonical, XXH3_128bits_digest(&state));
-    memcpy(out, canonical.digest, 16);
+    store_digest(&state, out);
+    return BITAXON_OK;
+}
+
+bitaxon_status bxn_import_fingerprint(const bxn_config *config, const bxn_tensors *tensors,
+                                      bxn_progress *progress, uint8_t out[16], bitaxon_error *error)
+{
+    uint8_t digest[16];
+    bitaxon_status status = bxn_import_digest(tensors, progress, digest, error);
+    if (status != BITAXON_OK)
+        return status;
+    XXH3_state_t state;
+    XXH3_128bits_reset(&state);
+    const uint64_t facts[] = {
+        config->vocab_size, config->hidden_dim, config->num_layers, config->num_heads, config->d_source_model,
+        config->ssm_d_state, config->ssm_d_conv, config->ssm_expand, config->swa_window_size,
+        config->moe_num_experts, config->moe_top_k, config->moe_intermediate_dim, config->moe_shared_expert,
+        config->weight_tying, config->final_norm,
+    };
+    XXH3_128bits_update(&state, facts, sizeof facts);
+    const double reals[] = { config->rms_norm_eps, config->rope_theta };
+    XXH3_128bits_update(&state, reals, sizeof reals);
+    XXH3_128bits_update(&state, digest, sizeof digest);
+    store_digest(&state, out);
     return BITAXON_OK;
 }

@@ -45,9 +45,12 @@ bitaxon_status bxn_import_bit_axon(bxn_mem *mem, const bxn_tensors *tensors, boo
                                    bitaxon_error *error);
 void bxn_import_free(bxn_mem *mem, bxn_model *model, bxn_loaded *loaded);
 
+/* The part of it that the tensors make; or what a packed file's metadata says its source had. */
+bitaxon_status bxn_import_digest(const bxn_tensors *tensors, bxn_progress *progress, uint8_t out[16],
+                                 bitaxon_error *error);
 /* 128 bits that name a model: of the configuration, of all tensors' names and types, and of
- * samples of their bytes; or what a packed file's metadata says its source had. progress
- * (nullable) is called per tensor, so that a cancel is heard on a slow disk. */
+ * samples of their bytes. progress (nullable) is called per tensor, so that a cancel is heard
+ * on a slow disk. */
 bitaxon_status bxn_import_fingerprint(const bxn_config *config, const bxn_tensors *tensors,
                                       bxn_progress *progress, uint8_t out[16], bitaxon_error *error);
 

@@ -27,11 +27,16 @@ bitaxon_status bxn_loader_init(bxn_loader *loader, bxn_mem *mem, const bxn_tenso
     loader->progress = progress;
     loader->loaded = loaded;
     loader->error = error;
-    if (progress != NULL) {
-        progress->total = 0;
-        for (uint64_t i = 0; i < tensors->count; i++)
-            progress->total += tensors->items[i].bytes;
+    uint64_t total = 0, codes = 0;
+    for (uint64_t i = 0; i < tensors->count; i++) {
+        const bxn_tensor *tensor = &tensors->items[i];
+        total += tensor->bytes; /* each within its file: no overflow */
+        if ((tensor->dtype == BXN_U32 || tensor->dtype == BXN_U8) && strstr(tensor->name, ".packed.") == NULL)
+            codes += tensor->bytes;
     }
+    loader->repacks = codes > total / 2;
+    if (progress != NULL)
+        progress->total = total;
     void *memory;
     bitaxon_status status = bxn_calloc(mem, tensors->count, "tensor marks", &memory, error);
     loader->seen = memory;
@@ -284,9 +289,18 @@ bitaxon_status bxn_loader_bytes(bxn_loader *loader, const bxn_tensor *tensor, si
                                 bool *mapped)
 {
     const void *map = bxn_tensor_map(loader->tensors, tensor);
-    *mapped = map != NULL && ((uintptr_t)map & (align - 1)) == 0;
+    *mapped = map != NULL && !loader->repacks && ((uintptr_t)map & (align - 1)) == 0;
     if (*mapped) {
         *out = map;
+        const char *begin = map, *end = begin + tensor->bytes;
+        if (loader->map_begin == NULL) {
+            loader->map_begin = begin;
+            loader->map_end = end;
+            loader->map_file = tensor->file;
+        } else if (tensor->file == loader->map_file) {
+            loader->map_begin = begin < loader->map_begin ? begin : loader->map_begin;
+            loader->map_end = end > loader->map_end ? end : loader->map_end;
+        }
         return bxn_loader_advance(loader, tensor->bytes, tensor->name);
     }
     void *memory;

@@ -15,6 +15,10 @@ typedef struct bxn_loader {
     bxn_loaded *loaded;
     uint8_t *seen;      /* [tensors->count] used by the model */
     uint64_t done;      /* bytes of the files gone through */
+    const char *map_begin, *map_end; /* span of what is used in place, in file map_file */
+    uint32_t map_file;
+    bool repacks;       /* mostly codes that are repacked: float matrices are copied too, so that the
+                         * files need not stay mapped for a sliver */
     bitaxon_error *error;
 } bxn_loader;
 

@@ -34,7 +34,7 @@ typedef enum bxn_layer_kind { BXN_LAYER_SSM, BXN_LAYER_SWA_MOE, BXN_LAYER_SSM_MO
 
 /* The values of spec 1.1, column `default`. */
 void bxn_config_default(bxn_config *config);
-/* Ranges and relations; INVALID_ARGUMENT naming the key and both values. `what` names the source. */
+/* Ranges and relations; FORMAT naming the key and both values. `what` names the source. */
 bitaxon_status bxn_config_check(const bxn_config *config, const char *what, bitaxon_error *error);
 /* Thirds: floor(n / 3) SSM, as many SWA + MoE, the rest SSM + MoE. */
 bxn_layer_kind bxn_config_layer(const bxn_config *config, uint32_t layer);
@@ -71,6 +71,8 @@ typedef struct bxn_model {
     uint32_t ssm_count, attention_count;
     size_t state_floats;    /* scan states and tails of all SSM sublayers */
     uint8_t fingerprint[16];
+    const void *map;    /* span of the weights used in place (of the file that has the first of them) */
+    uint64_t map_bytes;
     bxn_kernels kernels;
     bxn_pool *pool;
 } bxn_model;

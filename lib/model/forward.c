@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* forward.c - the whole model on one page: tokens in, rows for the head out. Called by
+/* forward.c - the whole model to be read at a glance: tokens in, rows for the head out. Called by
  * session for every tile of a prompt and every decoded token. */
 #include "model/bxn_model.h"
 

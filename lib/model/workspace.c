@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* workspace.c - the buffers of one pass, cut from one block by one table. The block is
  * cleared once: the padding of rows (kernels.h) stays zero for ever, since nobody
- * writes it. For the same reason buffers never share their place. */
+ * writes it. For the same reason buffers never share their place. Scores, which may be
+ * large, are left as they are: memory is touched when it is used. */
 #include "model/bxn_model.h"
 
 #include <string.h>
@@ -51,7 +52,6 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bxn_workspace
         { &ws->k, attention ? T * ws->ld_d : 0 },
         { &ws->v, attention ? T * ws->ld_d : 0 },
         { &ws->o, attention ? T * ws->ld_d : 0 },
-        { &ws->scores, attention ? config->num_heads * BXN_QUERIES * ws->score_stride : 0 },
         { &ws->route, moe ? T * ws->ld_x : 0 },
         { &ws->weight, moe ? T * k : 0 },
         { &ws->shared_s, moe ? T * BXN_UNIT_COLS : 0 },
@@ -64,6 +64,8 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bxn_workspace
         { &ws->sa, moe ? T * ws->ld_i : 0 },
         { &ws->sb, moe ? T * ws->ld_i : 0 },
         { &ws->e, moe ? T * k * ws->ld_d : 0 },
+        /* the last: scratch of the kernels, not rows, and not cleared */
+        { &ws->scores, attention ? config->num_heads * BXN_QUERIES * ws->score_stride : 0 },
     };
     size_t offset = 0;
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
@@ -85,11 +87,12 @@ bitaxon_status bxn_workspace_create(bxn_mem *mem, const bxn_config *config, uint
 {
     memset(out, 0, sizeof *out);
     size_t bytes = bxn_workspace_bytes(config, max_tokens);
-    bitaxon_status status = bxn_calloc(mem, bytes, "session workspace", &out->memory, error);
+    bitaxon_status status = bxn_alloc(mem, bytes, "session workspace", &out->memory, error);
     if (status != BITAXON_OK)
         return status;
     out->bytes = bytes;
     place(config, max_tokens, out);
+    memset(out->memory, 0, (size_t)((char *)out->scores - (char *)out->memory));
     return BITAXON_OK;
 }
 

@@ -63,7 +63,6 @@ static uint32_t job_groups(const bxn_linear_job *job)
 typedef struct jobs_context {
     const bxn_kernels *kernels;
     const bxn_linear_job *jobs;
-    uint32_t count;
     uint32_t block[MAX_JOBS]; /* row groups per task */
     uint32_t end[MAX_JOBS];   /* first task after job i's */
 } jobs_context;
@@ -96,7 +95,6 @@ static bitaxon_status run_jobs(const bxn_exec *exec, const bxn_linear_job *jobs,
     jobs_context c;
     c.kernels = exec->kernels;
     c.jobs = jobs;
-    c.count = count;
     uint64_t groups = 0;
     for (uint32_t i = 0; i < count; i++)
         groups += job_groups(&jobs[i]);

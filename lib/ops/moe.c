@@ -25,12 +25,11 @@ static bool route_row(const float *logits, const bxn_moe *p, int32_t *picked, fl
     for (uint32_t e = 0; e < p->experts; e++)
         sum += exp((double)logits[e] - (double)max);
     for (uint32_t i = 0; i < p->top_k; i++) {
-        int32_t best = -1;
-        for (uint32_t e = 0; e < p->experts; e++) {
-            bool taken = false;
-            for (uint32_t j = 0; j < i; j++)
-                taken |= picked[j] == (int32_t)e;
-            if (!taken && (best < 0 || logits[e] > logits[best]))
+        int32_t best = -1, last = i == 0 ? -1 : picked[i - 1];
+        for (uint32_t e = 0; e < p->experts; e++) { /* the best of those that come after the last pick */
+            bool left = last < 0 || logits[e] < logits[last] ||
+                        (logits[e] == logits[last] && (int32_t)e > last);
+            if (left && (best < 0 || logits[e] > logits[best]))
                 best = (int32_t)e;
         }
         picked[i] = best;
@@ -143,12 +142,15 @@ bitaxon_status bxn_moe_forward(const bxn_exec *exec, const bxn_moe *p, uint32_t 
     if (list.status != BITAXON_OK)
         return list.status;
 
-    for (uint32_t t = 0; t < tokens; t++)
+    for (uint32_t t = 0; t < tokens; t++) {
+        if (exec->cancel != NULL && atomic_load_explicit(exec->cancel, memory_order_relaxed) != 0)
+            return BITAXON_CANCELLED;
         if (!route_row(ws->route + t * ws->ld_x, p, ws->picked + (size_t)t * p->top_k,
                        ws->weight + (size_t)t * p->top_k))
             return bxn_fail(exec->error, BITAXON_FORMAT,
                             "layer %u: the router gave a value that is not finite (token %u of the pass)",
                             layer, t);
+    }
     group_pairs(ws, p, tokens);
 
     for (uint32_t e = 0; e < p->experts; e++) {

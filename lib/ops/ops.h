@@ -156,7 +156,7 @@ bitaxon_status bxn_ssm_forward(const bxn_exec *exec, const bxn_ssm *p, uint32_t 
 /* ws->n -> ws->r; keys and values of the tokens at `position` ... are written to the pages. */
 bitaxon_status bxn_attention_forward(const bxn_exec *exec, const bxn_attention *p, uint32_t tokens,
                                      uint64_t position, const bxn_kv_view *kv);
-/* ws->n -> ws->r. FORMAT when a router logit is NaN; `layer` for the message. */
+/* ws->n -> ws->r. FORMAT when a router logit is NaN or the largest is infinite; `layer` for the message. */
 bitaxon_status bxn_moe_forward(const bxn_exec *exec, const bxn_moe *p, uint32_t tokens,
                                uint32_t layer);
 

@@ -152,6 +152,17 @@ void bxn_release_pages(const void *map, uint64_t bytes)
     (void)madvise((void *)(uintptr_t)map, (size_t)bytes, MADV_DONTNEED); /* advice: failure changes nothing */
 }
 
+void bxn_populate_pages(const void *map, uint64_t bytes)
+{
+#ifdef MADV_POPULATE_READ /* Linux 5.14 */
+    uintptr_t begin = (uintptr_t)map & ~(uintptr_t)4095;
+    (void)madvise((void *)begin, (size_t)((uintptr_t)map + bytes - begin), MADV_POPULATE_READ);
+#else
+    (void)map;
+    (void)bytes;
+#endif
+}
+
 uint64_t bxn_now_ns(const bxn_mem *mem) { return mem->host.now_ns(mem->host.user); }
 
 void bxn_log(const bxn_mem *mem, int32_t level, const char *format, ...)

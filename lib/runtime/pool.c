@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -86,7 +87,7 @@ static inline void relax(void)
 #endif
 }
 
-/* First number after `prefix` in a small file; false when there is none. */
+/* The beginning of a small file as text; false when it cannot be read. */
 static bool read_small(const char *path, char *buffer, size_t capacity)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -244,6 +245,10 @@ bitaxon_status bxn_pool_create(bxn_mem *mem, uint32_t threads, bxn_pool **out, b
         return bxn_fail(error, BITAXON_SYSTEM, "thread pool: cannot make a lock (error %d)", failed);
     }
     if (mem->host.parallel_for == NULL) {
+        /* The host's signals are the host's: workers block them all. */
+        sigset_t all, before;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
         pthread_attr_t attributes;
         bool sized = pthread_attr_init(&attributes) == 0;
         if (sized)
@@ -255,6 +260,7 @@ bitaxon_status bxn_pool_create(bxn_mem *mem, uint32_t threads, bxn_pool **out, b
                 break;
             pool->started++;
         }
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
         if (sized)
             pthread_attr_destroy(&attributes);
         if (failed != 0) {

@@ -16,8 +16,7 @@
 
 /* ---- errors ------------------------------------------------------------- */
 
-/* Fill *error (nullable) unless it already holds a failure of this call chain
- * and return status: `return bxn_fail(error, BITAXON_FORMAT, "...", ...)`.
+/* Fill *error (nullable) and return status: `return bxn_fail(error, BITAXON_FORMAT, "...", ...)`.
  * The message is cut at a character border and made valid UTF-8. */
 bitaxon_status bxn_fail(bitaxon_error *error, bitaxon_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
@@ -89,6 +88,10 @@ static inline uint64_t bxn_alloc_cost(uint64_t size)
 /* Pages of a file mapping that were read once and are not needed soon: let them go. Never for
  * memory that is not a file mapping of our own. */
 void bxn_release_pages(const void *map, uint64_t bytes);
+
+/* Have the pages of a mapping present (what is in the page cache is mapped, the rest read);
+ * where the system cannot, nothing happens. */
+void bxn_populate_pages(const void *map, uint64_t bytes);
 
 uint64_t bxn_now_ns(const bxn_mem *mem);
 void bxn_log(const bxn_mem *mem, int32_t level, const char *format, ...)

@@ -93,6 +93,8 @@ bitaxon_status bxn_cache_prepare(bxn_cache *cache, uint32_t count, bitaxon_error
 void bxn_cache_commit(bxn_cache *cache, const int32_t *tokens, uint32_t count, bxn_state **spare);
 
 bitaxon_status bxn_cache_point(bxn_cache *cache, bool automatic, bitaxon_error *error);
+/* Give up all automatic checkpoints; true when there were any. */
+bool bxn_cache_drop_automatic(bxn_cache *cache);
 bitaxon_status bxn_cache_point_drop(bxn_cache *cache, uint64_t position);
 void bxn_cache_cost(const bxn_cache *cache, uint64_t position, uint64_t *from);
 /* Go back to the nearest checkpoint at or before `position` (0 is always one); later

@@ -22,7 +22,10 @@ typedef struct bxn_session {
     float *rows;                    /* [BXN_SCORE_ROWS, V] */
     atomic_int cancel;
     bxn_progress progress;
-    uint64_t total; /* tokens of the call at work, for progress */
+    uint64_t populated;    /* bytes of the model's mapping that long prompts have brought in */
+    uint32_t tile;         /* tokens at a time while a host watches */
+    uint64_t tick_ns, longest_ns;
+    uint64_t host_float; /* the caller's floating-point mode during a read */
     bitaxon_stats stats;
     uint64_t prefill_began_ns;
     bool first_pending; /* no token decoded since the last prefill */

@@ -475,6 +475,15 @@ bitaxon_status bxn_cache_point(bxn_cache *cache, bool automatic, bitaxon_error *
     return BITAXON_OK;
 }
 
+bool bxn_cache_drop_automatic(bxn_cache *cache)
+{
+    uint32_t before = cache->point_count;
+    for (uint32_t i = before; i-- > 0;)
+        if (cache->points[i].automatic)
+            remove_point(cache, i);
+    return cache->point_count != before;
+}
+
 bitaxon_status bxn_cache_point_drop(bxn_cache *cache, uint64_t position)
 {
     for (uint32_t i = 0; i < cache->point_count; i++)
@@ -503,9 +512,11 @@ bitaxon_status bxn_cache_restore(bxn_cache *cache, uint64_t position, bitaxon_er
         bxn_cache_clear(cache);
         return BITAXON_OK;
     }
-    bitaxon_status status = ensure_reserve(cache, error);
-    if (status != BITAXON_OK)
-        return status;
+    if (atomic_load(&cache->state->refs) != 1) { /* else the present state becomes the reserve */
+        bitaxon_status status = ensure_reserve(cache, error);
+        if (status != BITAXON_OK)
+            return status;
+    }
     while (cache->points[cache->point_count - 1].position > position)
         remove_point(cache, cache->point_count - 1);
     const bxn_checkpoint *point = &cache->points[cache->point_count - 1];
@@ -519,7 +530,10 @@ bitaxon_status bxn_cache_restore(bxn_cache *cache, uint64_t position, bitaxon_er
     cache->page_count = point->page_count;
     cache->first_page = point->first_page;
     atomic_fetch_add(&point->state->refs, 1);
-    bxn_state_unref(cache->mem, cache->model, cache->state);
+    if (cache->reserve == NULL)
+        cache->reserve = cache->state;
+    else
+        bxn_state_unref(cache->mem, cache->model, cache->state);
     cache->state = point->state;
     cache->length = point->position;
     return BITAXON_OK;

@@ -117,6 +117,10 @@ static bitaxon_status one(generation *g, bitaxon_generate_result *result, bitaxo
     const bxn_cache *cache = session->cache;
     uint32_t vocab = session->model->config.vocab_size;
     int32_t token;
+    if (atomic_exchange(&session->cancel, 0) != 0) {
+        result->finish = BITAXON_FINISH_CANCELLED;
+        return bxn_fail(error, BITAXON_CANCELLED, "cancelled at position %llu", (unsigned long long)cache->length);
+    }
     bitaxon_status status = bxn_sampler_draw(session, &token, error);
     if (status != BITAXON_OK)
         return status;
@@ -221,6 +225,8 @@ bitaxon_status bxn_session_run(bxn_session *session, const bitaxon_generate_para
         if (flushed == BITAXON_OK && g.held.size != 0)
             emit(&g, -1, g.held.size, 0, 0);
     }
+    if (status == BITAXON_OK)
+        atomic_store(&session->cancel, 0); /* it came too late for this call, and was not for the next */
     bxn_free(session->mem, g.held.bytes, g.held.capacity);
     bxn_free(session->mem, g.stop_bytes, stop_size);
     return status;

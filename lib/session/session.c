@@ -35,6 +35,7 @@ bitaxon_status bxn_session_init(bxn_session *session, bxn_mem *mem, const bxn_mo
     session->progress = (bxn_progress){ progress, progress_user, BITAXON_STAGE_PREFILL, 0, 1 };
     session->stats.struct_size = sizeof session->stats;
     session->ws_tokens = cache->max_tokens;
+    session->tile = 16;
     bitaxon_status status = bxn_workspace_create(mem, &model->config, cache->max_tokens, &session->ws, error);
     if (status == BITAXON_OK)
         status = bxn_state_create(mem, model, &session->spare, error);
@@ -90,10 +91,46 @@ bitaxon_status bxn_session_attach(bxn_session *session, bxn_cache *cache, bitaxo
     return BITAXON_OK;
 }
 
+#define MILLISECOND 1000000u
+
+/* Between sublayers and rows of logits of a watched read: the host is told, and the longest
+ * silence is noted. */
 static bitaxon_status tick(void *user)
 {
     bxn_session *session = user;
-    return bxn_progress_step(&session->progress, session->progress.done, NULL, NULL);
+    uint64_t now = bxn_now_ns(session->mem), silence = now - session->tick_ns;
+    if (silence > session->longest_ns)
+        session->longest_ns = silence;
+    session->tick_ns = now;
+    bxn_float_leave(session->host_float); /* the host's code runs in the host's mode */
+    bitaxon_status status = bxn_progress_step(&session->progress, session->progress.done, NULL, NULL);
+    bxn_float_enter();
+    return status;
+}
+
+/* A watched read takes tiles so short that no silence lasts 50 ms (splits change no bits). */
+static void fit_tile(bxn_session *session)
+{
+    if (session->longest_ns > 40 * MILLISECOND && session->tile > 1)
+        session->tile /= 2;
+    else if (session->longest_ns < 15 * MILLISECOND && session->tile < BXN_TILE)
+        session->tile *= 2;
+    session->longest_ns = 0;
+}
+
+/* Logits of rows first ... of the pass, some rows at a time with a tick between. */
+static bitaxon_status head_rows(bxn_session *session, const bxn_exec *exec, uint32_t first, uint32_t count,
+                                float *logits)
+{
+    uint32_t vocab = session->model->config.vocab_size;
+    bitaxon_status status = BITAXON_OK;
+    for (uint32_t at = 0; at < count && status == BITAXON_OK; at += BXN_SCORE_ROWS) {
+        uint32_t n = count - at < BXN_SCORE_ROWS ? count - at : BXN_SCORE_ROWS;
+        status = bxn_head(session->model, exec, first + at, n, logits + (size_t)at * vocab, vocab);
+        if (status == BITAXON_OK && exec->tick != NULL)
+            status = exec->tick(exec->tick_user);
+    }
+    return status;
 }
 
 /* Log-probabilities of tile[0 .. count), from the rows that precede each. */
@@ -108,7 +145,7 @@ static bitaxon_status score_tile(bxn_session *session, const bxn_exec *exec, con
             uint32_t at = (i - 1) % BXN_SCORE_ROWS;
             if (at == 0) {
                 uint32_t n = count - i < BXN_SCORE_ROWS ? count - i : BXN_SCORE_ROWS;
-                bitaxon_status status = bxn_head(session->model, exec, i - 1, n, session->rows, vocab);
+                bitaxon_status status = head_rows(session, exec, i - 1, n, session->rows);
                 if (status != BITAXON_OK)
                     return status;
             }
@@ -130,8 +167,34 @@ static bitaxon_status score_tile(bxn_session *session, const bxn_exec *exec, con
     return BITAXON_OK;
 }
 
-static bitaxon_status read_tile(bxn_session *session, const int32_t *tile, uint32_t count, float *logits,
-                                float *logprobs, double *sum, bitaxon_error *error)
+/* Pages for the tokens; automatic checkpoints give way when there is no room. */
+static bitaxon_status prepare(bxn_cache *cache, uint32_t count, bitaxon_error *error)
+{
+    bitaxon_error first = BITAXON_ERROR_INIT;
+    bitaxon_status status = bxn_cache_prepare(cache, count, &first);
+    if (status == BITAXON_OK)
+        return status;
+    if (bxn_cache_drop_automatic(cache))
+        return bxn_cache_prepare(cache, count, error);
+    return bxn_fail(error, status, "%s", first.message);
+}
+
+/* A long prompt comes to use all weights, those of rare experts last of all. Bring in a little
+ * of the mapping with each tile, so that what the process holds is settled after some
+ * thousand tokens, whatever follows. */
+static void populate(bxn_session *session, uint32_t tokens)
+{
+    const bxn_model *model = session->model;
+    uint64_t left = model->map_bytes - session->populated, piece = (uint64_t)tokens << 19;
+    if (tokens < 8 || left == 0)
+        return;
+    piece = piece < left ? piece : left;
+    bxn_populate_pages((const char *)model->map + session->populated, piece);
+    session->populated += piece;
+}
+
+static bitaxon_status read_tile(bxn_session *session, bool watch, const int32_t *tile, uint32_t count,
+                                float *logits, float *logprobs, double *sum, bitaxon_error *error)
 {
     const bxn_model *model = session->model;
     bxn_cache *cache = session->cache;
@@ -140,10 +203,9 @@ static bitaxon_status read_tile(bxn_session *session, const int32_t *tile, uint3
     if (session->spare == NULL)
         status = bxn_state_create(session->mem, model, &session->spare, error);
     if (status == BITAXON_OK)
-        status = bxn_cache_prepare(cache, count, error);
+        status = prepare(cache, count, error);
     if (status != BITAXON_OK)
         return status;
-    bool watch = session->progress.fn != NULL && count > 1;
     bxn_exec exec = { &model->kernels, model->pool, &session->cancel, &session->ws, watch ? tick : NULL, session, error };
     bxn_kv_view kv = { &cache->layout, cache->data, cache->first_page };
     status = bxn_forward(model, &exec, tile, count, cache->length, cache->state->scan, session->spare->scan, &kv);
@@ -151,7 +213,7 @@ static bitaxon_status read_tile(bxn_session *session, const int32_t *tile, uint3
     if (status == BITAXON_OK && sum != NULL)
         status = score_tile(session, &exec, tile, count, logprobs, &tile_sum, error);
     if (status == BITAXON_OK && logits != NULL)
-        status = bxn_head(model, &exec, 0, count, logits, vocab);
+        status = head_rows(session, &exec, 0, count, logits);
     if (status == BITAXON_OK && logits != NULL)
         memcpy(session->spare->logits, logits + (size_t)(count - 1) * vocab, vocab * sizeof *logits);
     if (status == BITAXON_OK && logits == NULL)
@@ -197,22 +259,31 @@ bitaxon_status bxn_session_read(bxn_session *session, bxn_read_kind kind, const 
     }
     session->progress.total = count;
     session->progress.done = 0;
-    uint64_t saved = bxn_float_enter();
+    bool watch = session->progress.fn != NULL && kind != BXN_READ_DECODE;
+    session->host_float = bxn_float_enter();
     bitaxon_status status = BITAXON_OK;
     if (sum != NULL)
         *sum = 0;
     for (size_t at = 0; at < count && status == BITAXON_OK;) {
-        uint32_t n = count - at < BXN_TILE ? (uint32_t)(count - at) : BXN_TILE;
-        status = read_tile(session, tokens + at, n, logits != NULL ? logits + at * vocab : NULL,
+        uint32_t most = watch ? session->tile : BXN_TILE;
+        uint32_t n = count - at < most ? (uint32_t)(count - at) : most;
+        session->tick_ns = watch ? bxn_now_ns(session->mem) : 0;
+        populate(session, n);
+        status = read_tile(session, watch, tokens + at, n, logits != NULL ? logits + at * vocab : NULL,
                            logprobs != NULL ? logprobs + at : NULL, sum, error);
         if (status != BITAXON_OK)
             break;
         at += n;
         keep_point(cache);
-        if (kind != BXN_READ_DECODE)
-            status = bxn_progress_step(&session->progress, at, NULL, NULL);
+        session->progress.done = at;
+        if (watch) {
+            status = tick(session);
+            fit_tile(session);
+        }
     }
-    bxn_float_leave(saved);
+    if (status == BITAXON_OK && kind != BXN_READ_DECODE && count != 0)
+        atomic_store(&session->cancel, 0); /* it came too late for this call, and was not for the next */
+    bxn_float_leave(session->host_float);
     uint64_t spent = bxn_now_ns(session->mem) - began, read = cache->length - first;
     bitaxon_stats *stats = &session->stats;
     if (kind == BXN_READ_PREFILL) {
