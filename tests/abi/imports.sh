@@ -56,7 +56,6 @@ drand48
 signal
 sigaction
 sigprocmask
-pthread_sigmask
 raise
 kill
 alarm

@@ -182,6 +182,9 @@ run logits "$tiny" --ids "$dir/ids" --output "$dir/whole.safetensors"
 check "logits" exits 0
 start=$(data_start "$dir/whole.safetensors")
 check "header is aligned" test $((start % 8)) -eq 0
+check "header is one JSON object, then spaces" sh -c \
+    'head -c "$2" "$1" | tail -c +9 | grep -aqx "{\"logits\":{[^{}]*}} *"' sh \
+    "$dir/whole.safetensors" "$start"
 check "file has T x V floats" test "$(wc -c <"$dir/whole.safetensors")" -eq $((start + 70 * 96 * 4))
 for options in "--split 1,1,2,3,5,8,13,21" "--split 69" "--threads 1" "--threads 3" "--exact" \
     "--split 17,53 --threads 2" "--no-mmap"; do
@@ -381,6 +384,9 @@ printf '/load %s\nHow are you?\n' "$dir/chat-state" >"$dir/lines"
 chat
 grep -v 'loaded)$' "$out" >>"$dir/parts"
 check "/load continues exactly" cmp "$dir/parts" "$dir/chat"
+printf 'Hello there\nSomething else\n/undo\n/save %s\n' "$dir/undone-state" >"$dir/lines"
+chat
+check "/undo before /save" cmp "$dir/undone-state" "$dir/chat-state"
 printf '/help\n/fly\n/undo\n/load %s\n/save\n/reset\nQUIT\n' "$dir/no-such-file" >"$dir/lines"
 chat
 check "chat commands" exits 0
@@ -398,10 +404,11 @@ if command -v script >/dev/null 2>&1; then
     check "prompt and label" sh -c 'grep -q "You: " "$1" && grep -q "Assistant: " "$1"' sh "$out"
     check "footer on a terminal" grep -q 'tok/s' "$out"
     last="chat on a terminal, Ctrl-C at the prompt"
-    { sleep 1; printf '\003'; sleep 1; } | TERM=vt100 timeout 20 \
+    { sleep 1; printf '\003'; sleep 1; printf 'Hello\n'; sleep 1; } | TERM=vt100 timeout 20 \
         script -qec "$bin chat $mini" /dev/null >"$out" 2>"$err"
     code=$?
     check "Ctrl-C at the prompt ends the chat" exits 130
+    check "Ctrl-C at the prompt ends it at once" sh -c '! grep -q Hello "$1"' sh "$out"
     last="chat on a terminal, Ctrl-C in an answer"
     { sleep 1; printf 'Hello\n'; sleep 1; printf '\003'; sleep 1; printf 'exit\n'; sleep 1; } |
         TERM=vt100 timeout 20 script -qec "$bin chat $mini --greedy --max-tokens 1000000" \
