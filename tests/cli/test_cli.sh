@@ -264,6 +264,8 @@ greedy="--greedy --max-tokens 24"
     check "prompt from a file" cmp "$out" "$dir/text"
     run run "$mini" "Once upon a time" $greedy --threads 3
     check "threads change nothing" cmp "$out" "$dir/text"
+    run run "$mini" "Once upon a time" --top-p 0 --max-tokens 24
+    check "--top-p 0 keeps the likeliest alone" cmp "$out" "$dir/text"
     run run "$mini" "Once upon a time" $greedy --stats
     check "--stats" grep -q 'prompt [0-9]* tokens.*text 24 tokens.*first token' "$err"
 }
@@ -289,6 +291,11 @@ run run "$mini" Hello --max-tokens 2 --json
 check "run --json names the random seed" test "$(json seed)" -ge 0
 run run "$mini" Hello --max-tokens 0
 check "no tokens asked, none written" test "$code" -eq 0 -a ! -s "$out"
+
+run run "$mini" Hello --greedy --max-tokens 9000 --json
+check "full context: exit code" exits 1
+check "full context: message" grep -q '^bitaxon: .*8192' "$err"
+check "full context: finish" test "$(json finish)" = '"context"'
 
 # In two runs through a saved state what one run makes.
 run run "$mini" Hello --max-tokens 30 --seed 3 --json
@@ -395,7 +402,7 @@ check "unknown command" grep -q "unknown command '/fly'" "$err"
 check "nothing to undo" grep -q 'nothing to take back' "$err"
 check "file that is missing" grep -q 'no-such-file' "$err"
 check "/save without a name" grep -q '/save needs a file name' "$err"
-if command -v script >/dev/null 2>&1; then
+if command -v script >/dev/null 2>&1 && script -qec true /dev/null >/dev/null 2>&1 </dev/null; then
     last="chat on a terminal"
     { sleep 1; printf 'Hello\n'; sleep 1; printf 'exit\n'; sleep 1; } | TERM=vt100 timeout 20 \
         script -qec "$bin chat $mini --seed 11 --max-tokens 3" /dev/null >"$out" 2>"$err"
@@ -418,7 +425,7 @@ if command -v script >/dev/null 2>&1; then
     check "the answer is cancelled" grep -q 'finish: cancelled' "$out"
 else
     skipped=$((skipped + 1))
-    echo "SKIP: chat on a terminal: no program 'script'"
+    echo "SKIP: chat on a terminal: no pseudo-terminal to be had (program script, /dev/ptmx)"
 fi
 
 # ---- eval --------------------------------------------------------------------------------

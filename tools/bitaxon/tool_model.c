@@ -4,6 +4,7 @@
 #include "tool_model.h"
 
 #include <errno.h>
+#include <float.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -127,7 +128,8 @@ int tool_sampler_params(tool_sampler_args *args, bitaxon_sampler_params *params)
     params->struct_size = sizeof *params;
     params->temperature = args->greedy ? 0.0f : (float)args->temperature;
     params->top_k = args->top_k;
-    params->top_p = (float)args->top_p;
+    /* 0 would mean "off" to the library; on the command line it keeps the likeliest alone. */
+    params->top_p = args->top_p < (double)FLT_MIN ? FLT_MIN : (float)args->top_p;
     params->min_p = (float)args->min_p;
     params->repetition_penalty = (float)args->repetition_penalty;
     params->seed = args->seed;

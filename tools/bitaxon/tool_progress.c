@@ -91,8 +91,7 @@ void tool_progress_clear(tool_progress *progress)
 
 int32_t tool_progress_library(void *user, const bitaxon_progress *step)
 {
-    static const char *const verbs[] = {"working", "loading", "reading", "converting",
-                                        "checking"};
+    static const char *const verbs[] = {"working", "loading", "reading", "converting", "checking"};
     int32_t stage = step->stage >= 0 && step->stage <= BITAXON_STAGE_VERIFY ? step->stage : 0;
     tool_progress_show(user, stage, verbs[stage],
                        stage == BITAXON_STAGE_PREFILL ? "tokens" : "bytes", step->done,
