@@ -75,7 +75,7 @@ if [ "$full" = full ]; then
             [ -x "$program" ] && [ -f "$program" ] || continue
             name=$(basename "$program")
             if env -u BITAXON_TEST_FULL \
-                valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=all \
+                timeout 3600 valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=all \
                 "$program" >"$build/valgrind/$name.log" 2>&1; then
                 echo "PASS valgrind/$name"
             else
