@@ -69,24 +69,39 @@ if [ "$full" = full ]; then
         run_tests tsan "$build-tsan" -L unit
     fi
     echo "== valgrind, unit tests"
+    : >"$build/full.testlog"
+    logs="$logs $build/full.testlog"
+    mkdir -p "$build/full"
+    # checked NAME COMMAND... - one line, and the end of its output when it fails
+    checked()
+    {
+        name=$1
+        shift
+        if timeout 3600 "$@" >"$build/full/output" 2>&1; then
+            echo "PASS $name"
+        else
+            tail -n 30 "$build/full/output" >&2
+            echo "FAIL $name: $*"
+        fi | tee -a "$build/full.testlog"
+    }
     if command -v valgrind >/dev/null 2>&1; then
-        (cd "$build" && cmake -E make_directory valgrind)
         for program in "$build"/tests/test_*; do
             [ -x "$program" ] && [ -f "$program" ] || continue
-            name=$(basename "$program")
-            if env -u BITAXON_TEST_FULL \
-                timeout 3600 valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=all \
-                "$program" >"$build/valgrind/$name.log" 2>&1; then
-                echo "PASS valgrind/$name"
-            else
-                tail -30 "$build/valgrind/$name.log"
-                echo "FAIL valgrind/$name: see $build/valgrind/$name.log"
-            fi
-        done | tee "$build/valgrind.testlog"
-        logs="$logs $build/valgrind.testlog"
+            checked "valgrind/$(basename "$program")" env -u BITAXON_TEST_FULL valgrind -q \
+                --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=all "$program"
+        done
     else
-        echo "SKIP valgrind: not installed (make deps-full)" | tee "$build/valgrind.testlog"
-        logs="$logs $build/valgrind.testlog"
+        echo "SKIP valgrind: not installed (make deps-full)" | tee -a "$build/full.testlog"
+    fi
+    echo "== processors without AVX-512 and without AVX"
+    if command -v qemu-x86_64 >/dev/null 2>&1 && [ "$(uname -m)" = x86_64 ]; then
+        for cpu in Nehalem Haswell; do
+            for name in test_version test_golden; do
+                checked "qemu-$cpu/$name" qemu-x86_64 -cpu $cpu "$build/tests/$name"
+            done
+        done
+    else
+        echo "SKIP qemu: needs qemu-user and an x86-64 machine" | tee -a "$build/full.testlog"
     fi
 fi
 

@@ -432,8 +432,9 @@ static void test_unwritable(void **state)
 {
     (void)state;
     const char *output = fresh();
-    bitaxon_convert_params p = params_of(FP32, "/proc/bitaxon/x");
-    check_fails(bitaxon_model_quantize(&p, &error), BITAXON_IO, "/proc/bitaxon");
+    /* below a file there is no directory to make, for root neither */
+    bitaxon_convert_params p = params_of(FP32, FP32 "/config.json/x");
+    check_fails(bitaxon_model_quantize(&p, &error), BITAXON_IO, FP32 "/config.json");
     if (geteuid() != 0) {
         assert_int_equal(mkdir(output, 0500), 0);
         p.output = output;

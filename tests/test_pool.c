@@ -94,7 +94,10 @@ static void test_counts(void **state)
         int before = count_threads();
         bench_open(&b, sizes[s]);
         assert_int_equal(bxn_pool_threads(b.pool), sizes[s]);
-        assert_int_equal(count_threads(), before + (int)sizes[s] - 1);
+        if (before >= 0)
+            assert_int_equal(count_threads(), before + (int)sizes[s] - 1);
+        else
+            print_message("SKIP thread counts: /proc is not mounted\n");
         assert_int_equal(atomic_load(&b.mem.used), bxn_pool_bytes(sizes[s]));
         for (int round = 0; round < 300; round++)
             for (size_t c = 0; c < sizeof counts / sizeof counts[0]; c++) {
