@@ -405,20 +405,20 @@ check "/save without a name" grep -q '/save needs a file name' "$err"
 if command -v script >/dev/null 2>&1 && script -qec true /dev/null >/dev/null 2>&1 </dev/null; then
     last="chat on a terminal"
     { sleep 1; printf 'Hello\n'; sleep 1; printf 'exit\n'; sleep 1; } | TERM=vt100 timeout 20 \
-        script -qec "$bin chat $mini --seed 11 --max-tokens 3" /dev/null >"$out" 2>"$err"
+        script -qec "exec $bin chat $mini --seed 11 --max-tokens 3" /dev/null >"$out" 2>"$err"
     code=$?
     check "chat on a terminal" exits 0
     check "prompt and label" sh -c 'grep -q "You: " "$1" && grep -q "Assistant: " "$1"' sh "$out"
     check "footer on a terminal" grep -q 'tok/s' "$out"
     last="chat on a terminal, Ctrl-C at the prompt"
     { sleep 1; printf '\003'; sleep 1; printf 'Hello\n'; sleep 1; } | TERM=vt100 timeout 20 \
-        script -qec "$bin chat $mini" /dev/null >"$out" 2>"$err"
+        script -qec "exec $bin chat $mini" /dev/null >"$out" 2>"$err"
     code=$?
     check "Ctrl-C at the prompt ends the chat" exits 130
     check "Ctrl-C at the prompt ends it at once" sh -c '! grep -q Hello "$1"' sh "$out"
     last="chat on a terminal, Ctrl-C in an answer"
     { sleep 1; printf 'Hello\n'; sleep 1; printf '\003'; sleep 1; printf 'exit\n'; sleep 1; } |
-        TERM=vt100 timeout 20 script -qec "$bin chat $mini --greedy --max-tokens 1000000" \
+        TERM=vt100 timeout 20 script -qec "exec $bin chat $mini --greedy --max-tokens 1000000" \
             /dev/null >"$out" 2>"$err"
     code=$?
     check "Ctrl-C in an answer comes back to the prompt" exits 0

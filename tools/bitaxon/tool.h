@@ -69,8 +69,8 @@ const char *tool_bytes_text(uint64_t bytes, char buffer[TOOL_NUMBER_BYTES]);
 
 /* ---- tool_signal.c ---- */
 
-/* Catch SIGINT, SIGTERM and SIGHUP; ignore SIGPIPE, so that writes tell. A second signal
- * before the first was taken note of ends the program. */
+/* Catch SIGINT, SIGTERM and SIGHUP; ignore SIGPIPE, so that writes tell. Another signal,
+ * a second or more after one that was not taken note of, ends the program. */
 void tool_signals_install(void);
 /* The signal caught since the last tool_signal_clear, or 0. */
 int tool_signal(void);

@@ -8,16 +8,25 @@
 #include <stdatomic.h>
 #include <string.h>
 
+/* A signal may arrive twice at once (sent to the process and to its group), so that only
+ * one that comes later than this after the first is taken for impatience. */
+enum { IMPATIENCE_NS = 1000000000 };
+
 static volatile sig_atomic_t caught;
+static _Atomic uint64_t caught_ns;
 static _Atomic(bitaxon_session *) active_session;
 
 static void on_signal(int number)
 {
+    uint64_t now = tool_now_ns();
     if (caught != 0) {
-        signal(number, SIG_DFL);
-        raise(number);
+        if (now - atomic_load(&caught_ns) > IMPATIENCE_NS) {
+            signal(number, SIG_DFL);
+            raise(number);
+        }
         return;
     }
+    atomic_store(&caught_ns, now);
     caught = number;
     bitaxon_session *session = atomic_load(&active_session);
     if (session != NULL) {
