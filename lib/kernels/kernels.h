@@ -69,13 +69,64 @@ typedef struct bxn_packed {
     float table[16];     /* 4-bit codes */
 } bxn_packed;
 
+/* A 4-bit matrix whose codes are looked up in a table (not a line). */
+static inline int bxn_packed_has_table(const bxn_packed *w)
+{
+    return w->code_bits == 4 && !w->has_bias;
+}
+
 static inline uint32_t bxn_unit_scale_bytes(const bxn_packed *w)
 {
     return (uint32_t)w->blocks * BXN_UNIT_ROWS * (w->scale_f32 ? 4u : 2u) * (w->has_bias ? 2u : 1u);
 }
 
+/* ---- activations as integers -------------------------------------------------------
+ *
+ * The accuracy tiers `near` and `fast` multiply integer activations by integer codes. A row
+ * is cut into blocks of BXN_XQ_BLOCK columns; of a block with m = max |x|:
+ *   m < 1e-30:                 q = 0, xs = 0
+ *   any x NaN or infinite:     q = 0, xs = NaN (so that the result is NaN)
+ *   else, all in f32:          q = rint(x * (L / m)) within -L .. L, xs = (m / L) / T
+ * with rint to nearest even and
+ *   kind                 L      T     for weights
+ *   BXN_XQ_NEAR4         32512  1     4-bit affine codes
+ *   BXN_XQ_NEAR8         32512  1     8-bit container
+ *   BXN_XQ_NEAR_TABLE    4095   8191  4-bit codes with a table (NF4)
+ *   BXN_XQ_FAST4, _FAST8 127    1
+ *   BXN_XQ_FAST_TABLE    127    127
+ * These integers are the same in every tier of instructions; in which order and in how many
+ * bytes they are stored is the tier's own affair (256 bytes for 128 columns in the near kinds,
+ * 128 in the fast ones). 32512 = 127 * 256, so that q = 256 * hi + lo with hi and lo in -128 .. 127.
+ *
+ * Code values: 4-bit affine: code - centre; 8 bits: the signed code; table: rint(table[code] * T).
+ *
+ * Order of a dot product for each output row and token, over integer blocks of
+ * w = min(columns of a scale block, 64) columns ascending:
+ *   S = sum of value * q over the block, exact in 32 bits
+ *   y = fma((float)S, scale * xs, y)
+ *   if has_bias: y = fma(bias', X, y), X = xsum[j] of the block (w = 32) or xsum[2j] + xsum[2j + 1]
+ * (y = 0 first; bias' = fma(centre, scale, bias)). Integer sums have no order, so that all
+ * instruction sets and any number of tokens in a call give the same bits; plain C differs
+ * only by not fusing. */
+#define BXN_XQ_BLOCK 64
+typedef enum bxn_xq_kind {
+    BXN_XQ_NONE = 0,
+    BXN_XQ_NEAR4,
+    BXN_XQ_NEAR8,
+    BXN_XQ_NEAR_TABLE,
+    BXN_XQ_FAST4,
+    BXN_XQ_FAST8,
+    BXN_XQ_FAST_TABLE
+} bxn_xq_kind;
+
+/* Bytes of a row of `columns` (a multiple of 128) integers. */
+static inline size_t bxn_xq_bytes(bxn_xq_kind kind, size_t columns)
+{
+    return kind == BXN_XQ_NONE ? 0 : kind >= BXN_XQ_FAST4 ? columns : 2 * columns;
+}
+
 typedef struct bxn_mm_args {
-    const float *x; /* [*, K] ldx */
+    const float *x; /* [*, K] ldx; not read by near and fast products */
     size_t ldx;
     const int32_t *rows; /* [count] which row of x belongs to output row m; NULL: m */
     uint32_t count;      /* tokens */
@@ -84,7 +135,20 @@ typedef struct bxn_mm_args {
     const float *xsum; /* [*, ldsum] sums of x over 32 columns, 4 to a unit, indexed as x;
                         * packed with bias only */
     size_t ldsum;
+    const void *xq;      /* near and fast: integer rows, indexed as x; 64-byte aligned */
+    size_t ldxq;         /* bytes; a multiple of 64 */
+    const float *xscale; /* [*, K / BXN_XQ_BLOCK] ldxscale */
+    size_t ldxscale;
 } bxn_mm_args;
+
+/* What quant_x must write for a product with w in the near or the fast tier. */
+static inline bxn_xq_kind bxn_xq_kind_of(const bxn_packed *w, int fast)
+{
+    bxn_xq_kind near = w->code_bits == 8           ? BXN_XQ_NEAR8
+                       : bxn_packed_has_table(w) ? BXN_XQ_NEAR_TABLE
+                                                   : BXN_XQ_NEAR4;
+    return fast ? (bxn_xq_kind)(near + (BXN_XQ_FAST4 - BXN_XQ_NEAR4)) : near;
+}
 
 /* Selective scan of Mamba-1 with the gate, for channels [begin, end), multiples of 16
  * (Gu & Dao 2023; bit-axon spec 3.1):
@@ -158,6 +222,18 @@ typedef struct bxn_kernels {
                        const bxn_mm_args *args);
     void (*mm_packed8)(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,
                        const bxn_mm_args *args);
+    /* The same from integer activations, in the order stated at bxn_xq_kind; xq was written by
+     * quant_x of the same table with the kind that bxn_xq_kind_of names. */
+    void (*mm_near4)(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,
+                     const bxn_mm_args *args);
+    void (*mm_near8)(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,
+                     const bxn_mm_args *args);
+    void (*mm_fast4)(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,
+                     const bxn_mm_args *args);
+    void (*mm_fast8)(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,
+                     const bxn_mm_args *args);
+    /* columns: a multiple of 128; x readable that far. xq [bxn_xq_bytes], xscale [columns / 64]. */
+    void (*quant_x)(bxn_xq_kind kind, const float *x, size_t columns, void *xq, float *xscale);
     /* Rows [row_begin, row_end). Order per output: 16 lane sums over k = lane, lane + 16,
      * ... ascending, then a fixed tree: lanes i and i + 8, then + 4, + 2, + 1. */
     void (*mm_f32)(const bxn_dense *w, uint32_t row_begin, uint32_t row_end,

@@ -1,27 +1,42 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kernels_init.c - fills the kernel table: plain C first, then each instruction set in
- * ascending order over it. Called once per model; the only place that chooses. */
+ * ascending order over it, with the entries that it has. Called once per model; the only
+ * place that chooses. */
 #include <bitaxon/version.h>
 
 #include "kernels/kernels_isa.h"
 
-#define FILL(kernels, tier)                                                                        \
+#define SET(entry, tier) kernels->entry = bxn_##entry##_##tier
+
+/* The entries that every tier of full width has. */
+#define FILL_COMMON(tier)                                                                          \
     do {                                                                                           \
-        (kernels)->mm_packed4 = bxn_mm_packed4_##tier;                                             \
-        (kernels)->mm_packed8 = bxn_mm_packed8_##tier;                                             \
-        (kernels)->mm_f32 = bxn_mm_f32_##tier;                                                     \
-        (kernels)->mm_f16 = bxn_mm_f16_##tier;                                                     \
-        (kernels)->mm_bf16 = bxn_mm_bf16_##tier;                                                   \
-        (kernels)->block_sums = bxn_block_sums_##tier;                                             \
-        (kernels)->rmsnorm = bxn_rmsnorm_##tier;                                                   \
-        (kernels)->add = bxn_add_##tier;                                                           \
-        (kernels)->scale_add = bxn_scale_add_##tier;                                               \
-        (kernels)->silu_mul = bxn_silu_mul_##tier;                                                 \
-        (kernels)->conv_silu = bxn_conv_silu_##tier;                                               \
-        (kernels)->scan = bxn_scan_##tier;                                                         \
-        (kernels)->attention_f16 = bxn_attention_f16_##tier;                                       \
-        (kernels)->attention_f32 = bxn_attention_f32_##tier;                                       \
-        (kernels)->to_f16 = bxn_to_f16_##tier;                                                     \
+        SET(mm_packed4, tier);                                                                     \
+        SET(mm_packed8, tier);                                                                     \
+        SET(mm_f32, tier);                                                                         \
+        SET(mm_f16, tier);                                                                         \
+        SET(mm_bf16, tier);                                                                        \
+        SET(block_sums, tier);                                                                     \
+        SET(rmsnorm, tier);                                                                        \
+        SET(add, tier);                                                                            \
+        SET(scale_add, tier);                                                                      \
+        SET(silu_mul, tier);                                                                       \
+        SET(conv_silu, tier);                                                                      \
+        SET(scan, tier);                                                                           \
+        SET(attention_f16, tier);                                                                  \
+        SET(attention_f32, tier);                                                                  \
+        SET(to_f16, tier);                                                                         \
+    } while (0)
+
+/* Products with integer activations: the five belong together, because the tier chooses how
+ * the integers are stored. */
+#define FILL_INTEGER(tier)                                                                         \
+    do {                                                                                           \
+        SET(mm_near4, tier);                                                                       \
+        SET(mm_near8, tier);                                                                       \
+        SET(mm_fast4, tier);                                                                       \
+        SET(mm_fast8, tier);                                                                       \
+        SET(quant_x, tier);                                                                        \
     } while (0)
 
 /* The features that have kernels in this build. AVX-512 stands upon AVX2. */
@@ -40,13 +55,14 @@ static uint64_t usable(uint64_t features)
 
 void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
 {
-    FILL(kernels, ref);
+    FILL_COMMON(ref);
+    FILL_INTEGER(ref);
     kernels->features = usable(features);
 #if defined(__x86_64__)
     if (kernels->features & BITAXON_CPU_AVX2)
-        FILL(kernels, avx2);
+        FILL_COMMON(avx2);
     if (kernels->features & BITAXON_CPU_AVX512)
-        FILL(kernels, avx512);
+        FILL_COMMON(avx512);
 #endif
 }
 

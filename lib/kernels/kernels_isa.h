@@ -18,6 +18,16 @@
                            const bxn_mm_args *args);                                               \
     void bxn_mm_bf16_##tier(const bxn_dense *w, uint32_t row_begin, uint32_t row_end,              \
                             const bxn_mm_args *args);                                              \
+    void bxn_mm_near4_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
+                             const bxn_mm_args *args);                                             \
+    void bxn_mm_near8_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
+                             const bxn_mm_args *args);                                             \
+    void bxn_mm_fast4_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
+                             const bxn_mm_args *args);                                             \
+    void bxn_mm_fast8_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
+                             const bxn_mm_args *args);                                             \
+    void bxn_quant_x_##tier(bxn_xq_kind kind, const float *x, size_t columns, void *xq,            \
+                            float *xscale);                                                        \
     void bxn_block_sums_##tier(const float *x, size_t count, float *out);                          \
     void bxn_rmsnorm_##tier(const float *x, const float *w, size_t n, float eps, float *y);        \
     void bxn_add_##tier(float *y, const float *x, size_t n);                                       \

@@ -79,6 +79,17 @@ typedef struct bxn_kv_view {
     uint64_t first;
 } bxn_kv_view;
 
+/* The rows first ... first + count - 1 of a pass: consecutive tokens of one sequence, with its
+ * state and pages. A prompt is a pass of one segment; several sequences that decode
+ * together are one segment each. Segments of a pass have states and pages of their own. */
+typedef struct bxn_segment {
+    uint32_t first, count;
+    uint64_t position; /* of the first */
+    const float *state_in;
+    float *state_out; /* disjoint from state_in */
+    const bxn_kv_view *kv;
+} bxn_segment;
+
 /* ---- workspace --------------------------------------------------------------------- */
 
 /* Buffers of one pass; one block of memory, cleared once at creation. Strides in floats. */
