@@ -163,7 +163,8 @@ static void test_hidden_states(void **state)
         ops.exec.tick_user = &ops;
         int32_t row[LENGTH];
         memcpy(row, ids, sizeof row);
-        assert_int_equal(bxn_forward(core, &ops.exec, row, LENGTH, 0, cache->core.state->scan, out->scan, &kv), BITAXON_OK);
+        bxn_segment segment = { 0, LENGTH, 0, cache->core.state->scan, out->scan, &kv };
+        assert_int_equal(bxn_forward(core, &ops.exec, row, LENGTH, &segment, 1), BITAXON_OK);
         /* sublayers: ssm | attention, experts | ssm, experts: layers end after 0, 2 and 4 */
         assert_int_equal(ops.captured, 5);
         const int ends[] = { 0, 2, 4 };
@@ -234,13 +235,13 @@ static void test_ssm_block(void **state)
             for (int i = 0; i < 3; i++)
                 assert_int_equal(bxn_state_create(&ops.model->mem, core, &s[i], NULL), BITAXON_OK);
             put_rows(&f, "ssm_in", b, 20, DIM, ops.ws.n, ops.ws.ld_d);
-            assert_int_equal(bxn_ssm_forward(&ops.exec, ssm, 20, s[0]->scan, s[1]->scan), BITAXON_OK);
+            assert_int_equal(bxn_ssm_forward(&ops.exec, ssm, 20, &(bxn_segment){ 0, 20, 0, s[0]->scan, s[1]->scan, NULL }, 1), BITAXON_OK);
             double out = rows_error(&f, "ssm_out", b, 20, DIM, ops.ws.r, ops.ws.ld_d);
             double h = state_error(&f, "ssm_state", b, s[1]->scan);
             double tail = rows_error(&f, "ssm_conv_cache", b, 3, CHANNELS, s[1]->scan + CHANNELS * STATES, CHANNELS);
             /* one more step with the first input again */
             put_rows(&f, "ssm_in", b, 20, DIM, ops.ws.n, ops.ws.ld_d);
-            assert_int_equal(bxn_ssm_forward(&ops.exec, ssm, 1, s[1]->scan, s[2]->scan), BITAXON_OK);
+            assert_int_equal(bxn_ssm_forward(&ops.exec, ssm, 1, &(bxn_segment){ 0, 1, 20, s[1]->scan, s[2]->scan, NULL }, 1), BITAXON_OK);
             double step = rows_error(&f, "ssm_step_out", b, 1, DIM, ops.ws.r, ops.ws.ld_d);
             double step_h = state_error(&f, "ssm_step_state", b, s[2]->scan);
             print_message("ssm, tier %s: out %.3g, state %.3g, tail %.3g; step: out %.3g, state %.3g\n",

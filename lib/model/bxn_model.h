@@ -86,14 +86,14 @@ bitaxon_status bxn_workspace_create(bxn_mem *mem, const bxn_config *config, uint
                                     bxn_workspace *out, bitaxon_error *error);
 void bxn_workspace_free(bxn_mem *mem, bxn_workspace *ws);
 
-/* One pass: `tokens` [count], count <= BXN_TILE, at position ... position + count - 1.
- * Reads the scan state state_in and the pages up to position, writes state_out (disjoint) and
- * the pages from position on; nothing that a later call at `position` reads is lost, so
- * that a failed or cancelled pass changes nothing. At the end exec->ws->s [count, S] holds
+/* One pass: `tokens` [count], count <= BXN_TILE, made up of segments in order, each tokens of one
+ * sequence. Of each, reads the scan state state_in and the pages up to its position, writes
+ * state_out (disjoint) and the pages from its position on; nothing that a later call at
+ * that position reads is lost, so that a failed or cancelled pass changes nothing. What a
+ * sequence gets does not depend on the others. At the end exec->ws->s [count, S] holds
  * the rows that bxn_head takes. */
 bitaxon_status bxn_forward(const bxn_model *model, const bxn_exec *exec, const int32_t *tokens,
-                           uint32_t count, uint64_t position, const float *state_in,
-                           float *state_out, const bxn_kv_view *kv);
+                           uint32_t count, const bxn_segment *segments, uint32_t segment_count);
 
 /* Logits [count, V] (rows ldy apart) of rows first ... of the last pass. */
 bitaxon_status bxn_head(const bxn_model *model, const bxn_exec *exec, uint32_t first,

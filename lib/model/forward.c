@@ -21,8 +21,7 @@ void bxn_model_number(bxn_model *model)
 }
 
 bitaxon_status bxn_forward(const bxn_model *model, const bxn_exec *exec, const int32_t *tokens,
-                           uint32_t count, uint64_t position, const float *state_in,
-                           float *state_out, const bxn_kv_view *kv)
+                           uint32_t count, const bxn_segment *segments, uint32_t segment_count)
 {
     const bxn_config *config = &model->config;
     bxn_workspace *ws = exec->ws;
@@ -41,10 +40,10 @@ bitaxon_status bxn_forward(const bxn_model *model, const bxn_exec *exec, const i
             break;
         switch (sub->op) {
         case BXN_OP_SSM:
-            status = bxn_ssm_forward(exec, &sub->u.ssm, count, state_in, state_out);
+            status = bxn_ssm_forward(exec, &sub->u.ssm, count, segments, segment_count);
             break;
         case BXN_OP_ATTENTION:
-            status = bxn_attention_forward(exec, &sub->u.attention, count, position, kv);
+            status = bxn_attention_forward(exec, &sub->u.attention, count, segments, segment_count);
             break;
         case BXN_OP_MOE:
             status = bxn_moe_forward(exec, &sub->u.moe, count, sub->layer);

@@ -127,6 +127,7 @@ bitaxon_status bxn_linear(const bxn_exec *exec, const bxn_weight *w, const float
         if (status != BITAXON_OK)
             return status;
     }
-    bxn_linear_job job = { w, { x, ldx, NULL, tokens, y, ldy, exec->ws->sums, exec->ws->ld_sum } };
+    bxn_linear_job job = { w, { .x = x, .ldx = ldx, .count = tokens, .y = y, .ldy = ldy,
+                                .xsum = exec->ws->sums, .ldsum = exec->ws->ld_sum } };
     return bxn_linear_jobs(exec, &job, 1);
 }

@@ -77,7 +77,8 @@ static void push(job_list *list, const bxn_weight *w, const float *x, size_t ldx
 {
     if (list->count == 64)
         flush(list);
-    bxn_linear_job job = { w, { x, ldx, rows, count, y, ldy, sums, list->exec->ws->ld_sum } };
+    bxn_linear_job job = { w, { .x = x, .ldx = ldx, .rows = rows, .count = count, .y = y, .ldy = ldy,
+                                .xsum = sums, .ldsum = list->exec->ws->ld_sum } };
     list->jobs[list->count++] = job;
 }
 

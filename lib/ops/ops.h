@@ -160,13 +160,13 @@ bitaxon_status bxn_residual_add(const bxn_exec *exec, float *x, const float *r, 
 /* Rotate pairs (i, i + d/2) of a row by position * theta^(-2i/d) (Su et al. 2021). */
 void bxn_rope_row(float *row, uint32_t head_dim, uint64_t position, float theta);
 
-/* ws->n -> ws->r. state_in and state_out are whole scan states (disjoint); the op touches its
- * part of them only. */
+/* Both: ws->n -> ws->r, `tokens` rows that n segments make up in order. Products run over all rows,
+ * what has a memory runs segment by segment. Of the scan states the op touches its own
+ * part only; keys and values of a segment's tokens are written to its pages. */
 bitaxon_status bxn_ssm_forward(const bxn_exec *exec, const bxn_ssm *p, uint32_t tokens,
-                               const float *state_in, float *state_out);
-/* ws->n -> ws->r; keys and values of the tokens at `position` ... are written to the pages. */
+                               const bxn_segment *segments, uint32_t n);
 bitaxon_status bxn_attention_forward(const bxn_exec *exec, const bxn_attention *p, uint32_t tokens,
-                                     uint64_t position, const bxn_kv_view *kv);
+                                     const bxn_segment *segments, uint32_t n);
 /* ws->n -> ws->r. FORMAT when a router logit is NaN or the largest is infinite; `layer` for the message. */
 bitaxon_status bxn_moe_forward(const bxn_exec *exec, const bxn_moe *p, uint32_t tokens,
                                uint32_t layer);

@@ -10,10 +10,9 @@
 typedef struct ssm_context {
     const bxn_exec *exec;
     const bxn_ssm *p;
-    uint32_t tokens;
-    uint32_t block; /* channels per task, a multiple of 16 */
-    const float *h_in, *tail_in;
-    float *h_out, *tail_out;
+    const bxn_segment *segments;
+    uint32_t block;  /* channels per task, a multiple of 16 */
+    uint32_t blocks; /* tasks per segment */
 } ssm_context;
 
 static uint32_t range_end(const ssm_context *c, uint32_t begin)
@@ -27,17 +26,21 @@ static void conv_task(void *context, uint32_t index)
     const ssm_context *c = context;
     const bxn_ssm *p = c->p;
     const bxn_workspace *ws = c->exec->ws;
-    uint32_t begin = index * c->block, end = range_end(c, begin);
-    bxn_conv_args args = { c->tokens, begin, end, p->taps, ws->xz, ws->ld_2e, c->tail_in,
-                           p->conv_weight, p->conv_bias, p->channels16, ws->xc, ws->ld_e };
+    const bxn_segment *segment = &c->segments[index / c->blocks];
+    uint32_t begin = index % c->blocks * c->block, end = range_end(c, begin);
+    size_t tail = p->state_offset + (size_t)p->channels16 * p->states;
+    const float *x = ws->xz + segment->first * ws->ld_2e, *tail_in = segment->state_in + tail;
+    float *tail_out = segment->state_out + tail;
+    bxn_conv_args args = { segment->count, begin, end, p->taps, x, ws->ld_2e, tail_in, p->conv_weight,
+                           p->conv_bias, p->channels16, ws->xc + segment->first * ws->ld_e, ws->ld_e };
     c->exec->kernels->conv_silu(&args);
     /* The new tail: the last K - 1 inputs of (old tail, x). */
     uint32_t rows = p->taps - 1, live = end < p->channels ? end : p->channels;
     for (uint32_t j = 0; j < rows && begin < live; j++) {
-        uint32_t from = j + c->tokens; /* row of the joined sequence */
-        const float *src = from < rows ? c->tail_in + (size_t)from * p->channels16
-                                       : ws->xz + (size_t)(from - rows) * ws->ld_2e;
-        memcpy(c->tail_out + (size_t)j * p->channels16 + begin, src + begin, (live - begin) * sizeof *src);
+        uint32_t from = j + segment->count; /* row of the joined sequence */
+        const float *src = from < rows ? tail_in + (size_t)from * p->channels16
+                                       : x + (size_t)(from - rows) * ws->ld_2e;
+        memcpy(tail_out + (size_t)j * p->channels16 + begin, src + begin, (live - begin) * sizeof *src);
     }
 }
 
@@ -46,50 +49,43 @@ static void scan_task(void *context, uint32_t index)
     const ssm_context *c = context;
     const bxn_ssm *p = c->p;
     const bxn_workspace *ws = c->exec->ws;
-    uint32_t begin = index * c->block;
+    const bxn_segment *segment = &c->segments[index / c->blocks];
+    uint32_t begin = index % c->blocks * c->block;
+    size_t first = segment->first;
     bxn_scan_args args = {
-        .tokens = c->tokens,
+        .tokens = segment->count,
         .begin = begin,
         .end = range_end(c, begin),
         .states = p->states,
-        .x = ws->xc,
+        .x = ws->xc + first * ws->ld_e,
         .ldx = ws->ld_e,
-        .z = ws->xz + p->channels,
+        .z = ws->xz + first * ws->ld_2e + p->channels,
         .ldz = ws->ld_2e,
-        .bcd = ws->bcd,
+        .bcd = ws->bcd + first * ws->ld_bcd,
         .ldbcd = ws->ld_bcd,
         .dt_weight = p->dt_weight,
         .dt_bias = p->dt_bias,
         .a2 = p->a2,
         .d = p->d,
-        .h_in = c->h_in,
-        .h_out = c->h_out,
-        .y = ws->y,
+        .h_in = segment->state_in + p->state_offset,
+        .h_out = segment->state_out + p->state_offset,
+        .y = ws->y + first * ws->ld_e,
         .ldy = ws->ld_e,
     };
     c->exec->kernels->scan(&args);
 }
 
 bitaxon_status bxn_ssm_forward(const bxn_exec *exec, const bxn_ssm *p, uint32_t tokens,
-                               const float *state_in, float *state_out)
+                               const bxn_segment *segments, uint32_t n)
 {
     bxn_workspace *ws = exec->ws;
-    size_t h_floats = (size_t)p->channels16 * p->states;
-    ssm_context c = {
-        .exec = exec,
-        .p = p,
-        .tokens = tokens,
-        .block = 128,
-        .h_in = state_in + p->state_offset,
-        .tail_in = state_in + p->state_offset + h_floats,
-        .h_out = state_out + p->state_offset,
-        .tail_out = state_out + p->state_offset + h_floats,
-    };
+    ssm_context c = { .exec = exec, .p = p, .segments = segments, .block = 128 };
     if (tokens == 1) { /* little work per channel: few, long ranges */
         uint32_t share = p->channels16 / (2 * bxn_pool_threads(exec->pool)) / 16 * 16;
         c.block = share > 128 ? share : 128;
     }
-    uint32_t tasks = (p->channels16 + c.block - 1) / c.block;
+    c.blocks = (p->channels16 + c.block - 1) / c.block;
+    uint32_t tasks = n * c.blocks;
 
     bitaxon_status status = bxn_linear(exec, &p->in_proj, ws->n, ws->ld_d, tokens, ws->xz, ws->ld_2e);
     if (status == BITAXON_OK)

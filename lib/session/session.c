@@ -208,7 +208,8 @@ static bitaxon_status read_tile(bxn_session *session, bool watch, const int32_t 
         return status;
     bxn_exec exec = { &model->kernels, model->pool, &session->cancel, &session->ws, watch ? tick : NULL, session, error };
     bxn_kv_view kv = { &cache->layout, cache->data, cache->first_page };
-    status = bxn_forward(model, &exec, tile, count, cache->length, cache->state->scan, session->spare->scan, &kv);
+    bxn_segment segment = { 0, count, cache->length, cache->state->scan, session->spare->scan, &kv };
+    status = bxn_forward(model, &exec, tile, count, &segment, 1);
     double tile_sum = 0;
     if (status == BITAXON_OK && sum != NULL)
         status = score_tile(session, &exec, tile, count, logprobs, &tile_sum, error);

@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_segments.c - several sequences in one pass: whatever their number, lengths and positions,
+ * each gets the bits (logits, scan state, keys and values) that it gets alone. Passes are mixed
+ * as a server mixes them: some sequences read a piece of a prompt while others decode. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/api.h"
+
+enum { VOCAB = 96, SEQUENCES = 7, ROUNDS = 9 };
+
+static const char *const paths[] = { "tests/golden/tiny-fp32", "tests/golden/tiny-q4" };
+static const uint64_t tiers[] = { BITAXON_CPU_NONE, BITAXON_CPU_AVX2, BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512 };
+
+/* Tokens that each sequence reads in each round: prompts, decoding, none; the sum of a round is at
+ * most BXN_TILE, windows (16) and pages (64) are crossed at different times. */
+static const uint32_t plan[ROUNDS][SEQUENCES] = {
+    { 3, 20, 0, 1, 40, 64, 0 }, { 1, 1, 1, 1, 1, 1, 1 },    { 17, 2, 60, 1, 5, 1, 0 },
+    { 0, 0, 1, 1, 0, 1, 0 },    { 1, 1, 1, 1, 20, 1, 70 },  { 1, 1, 1, 1, 1, 1, 1 },
+    { 30, 1, 8, 2, 1, 3, 1 },   { 0, 0, 0, 0, 0, 0, 128 },  { 1, 1, 1, 1, 1, 1, 1 },
+};
+
+typedef struct sequence {
+    bitaxon_cache *cache;
+    bxn_state *spare;
+    uint32_t read;
+} sequence;
+
+typedef struct world {
+    bitaxon_model *model;
+    bxn_workspace ws;
+    bxn_exec exec;
+    bitaxon_error error;
+    sequence sequences[SEQUENCES];
+    float logits[BXN_TILE * VOCAB];
+} world;
+
+static int32_t token_of(uint32_t sequence, uint32_t position)
+{
+    return (int32_t)((sequence * 7919u + position * 2654435761u + (position >> 3)) % VOCAB);
+}
+
+static void world_open(world *w, const char *path, uint64_t tier, uint32_t threads, int32_t kv)
+{
+    memset(w, 0, sizeof *w);
+    w->error = (bitaxon_error)BITAXON_ERROR_INIT;
+    bitaxon_model_params params = { .struct_size = sizeof params, .path = path, .threads = threads, .cpu_mask = tier };
+    assert_int_equal(bitaxon_model_open(&params, &w->model, &w->error), BITAXON_OK);
+    bxn_mem *mem = &w->model->mem;
+    assert_int_equal(bxn_workspace_create(mem, &w->model->core.config, 512, &w->ws, &w->error), BITAXON_OK);
+    w->exec = (bxn_exec){ .kernels = &w->model->core.kernels, .pool = w->model->core.pool, .ws = &w->ws, .error = &w->error };
+    bitaxon_cache_params cache = { .struct_size = sizeof cache, .kv_type = kv, .max_tokens = 512 };
+    for (int i = 0; i < SEQUENCES; i++) {
+        assert_int_equal(bitaxon_cache_create(w->model, &cache, &w->sequences[i].cache, &w->error), BITAXON_OK);
+        assert_int_equal(bxn_state_create(mem, &w->model->core, &w->sequences[i].spare, &w->error), BITAXON_OK);
+    }
+}
+
+static void world_close(world *w)
+{
+    for (int i = 0; i < SEQUENCES; i++) {
+        bxn_state_unref(&w->model->mem, &w->model->core, w->sequences[i].spare);
+        bitaxon_cache_free(w->sequences[i].cache);
+    }
+    bxn_workspace_free(&w->model->mem, &w->ws);
+    bitaxon_model_free(w->model);
+}
+
+/* One pass over the chosen sequences, counts[s] tokens of each; logits in w->logits. */
+static void pass(world *w, const uint32_t *counts)
+{
+    bxn_segment segments[SEQUENCES];
+    bxn_kv_view views[SEQUENCES];
+    int32_t tokens[BXN_TILE];
+    uint32_t n = 0, count = 0;
+    for (uint32_t s = 0; s < SEQUENCES; s++) {
+        if (counts[s] == 0)
+            continue;
+        bxn_cache *cache = &w->sequences[s].cache->core;
+        assert_int_equal(bxn_cache_prepare(cache, counts[s], &w->error), BITAXON_OK);
+        views[n] = (bxn_kv_view){ &cache->layout, cache->data, cache->first_page };
+        segments[n] = (bxn_segment){ count, counts[s], cache->length, cache->state->scan,
+                                     w->sequences[s].spare->scan, &views[n] };
+        for (uint32_t t = 0; t < counts[s]; t++)
+            tokens[count + t] = token_of(s, w->sequences[s].read + t);
+        count += counts[s];
+        n++;
+    }
+    if (n == 0)
+        return;
+    assert_int_equal(bxn_forward(&w->model->core, &w->exec, tokens, count, segments, n), BITAXON_OK);
+    assert_int_equal(bxn_head(&w->model->core, &w->exec, 0, count, w->logits, VOCAB), BITAXON_OK);
+    for (uint32_t s = 0; s < SEQUENCES; s++) {
+        if (counts[s] == 0)
+            continue;
+        sequence *q = &w->sequences[s];
+        int32_t mine[BXN_TILE];
+        for (uint32_t t = 0; t < counts[s]; t++)
+            mine[t] = token_of(s, q->read + t);
+        bxn_cache_commit(&q->cache->core, mine, counts[s], &q->spare);
+        if (q->spare == NULL)
+            assert_int_equal(bxn_state_create(&w->model->mem, &w->model->core, &q->spare, &w->error), BITAXON_OK);
+        q->read += counts[s];
+    }
+}
+
+static void check(const char *path, uint64_t tier, uint32_t threads, int32_t kv)
+{
+    static world together, alone;
+    world_open(&together, path, tier, threads, kv);
+    world_open(&alone, path, tier, 1, kv);
+    for (int round = 0; round < ROUNDS; round++) {
+        pass(&together, plan[round]);
+        uint32_t row = 0;
+        for (int s = 0; s < SEQUENCES; s++) {
+            uint32_t counts[SEQUENCES] = { 0 };
+            counts[s] = plan[round][s];
+            if (counts[s] == 0)
+                continue;
+            pass(&alone, counts);
+            if (memcmp(together.logits + (size_t)row * VOCAB, alone.logits, counts[s] * VOCAB * sizeof(float)) != 0)
+                fail_msg("%s, tier %llx, round %d: sequence %d got other logits than alone", path,
+                         (unsigned long long)tier, round, s);
+            row += counts[s];
+        }
+        for (int s = 0; s < SEQUENCES; s++) {
+            const bxn_cache *a = &together.sequences[s].cache->core, *b = &alone.sequences[s].cache->core;
+            assert_int_equal(a->length, b->length);
+            assert_memory_equal(a->state->scan, b->state->scan, together.model->core.state_floats * sizeof(float));
+            assert_int_equal(a->page_count, b->page_count);
+            assert_int_equal(a->first_page, b->first_page);
+        }
+    }
+    world_close(&alone);
+    world_close(&together);
+}
+
+static void test_same_bits_together(void **state)
+{
+    (void)state;
+    for (size_t tier = 0; tier < sizeof tiers / sizeof *tiers; tier++) {
+        uint64_t needed = tiers[tier] & ~BITAXON_CPU_NONE;
+        if ((bitaxon_cpu_features() & needed) != needed) {
+            print_message("SKIP tier %llx: this CPU lacks it\n", (unsigned long long)needed);
+            continue;
+        }
+        for (size_t which = 0; which < 2; which++) {
+            check(paths[which], tiers[tier], 2, BITAXON_KV_F16);
+            check(paths[which], tiers[tier], 5, BITAXON_KV_F32);
+        }
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_same_bits_together) };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
