@@ -94,9 +94,9 @@ static inline uint32_t bxn_unit_scale_bytes(const bxn_packed *w)
  *   BXN_XQ_NEAR_TABLE    4095   8191  4-bit codes with a table (NF4)
  *   BXN_XQ_FAST4, _FAST8 127    1
  *   BXN_XQ_FAST_TABLE    127    127
- * These integers are the same in every tier of instructions; in which order and in how many
- * bytes they are stored is the tier's own affair (256 bytes for 128 columns in the near kinds,
- * 128 in the fast ones). 32512 = 127 * 256, so that q = 256 * hi + lo with hi and lo in -128 .. 127.
+ * These integers are the same in every tier of instructions; in which order they are stored is
+ * the tier's own affair: for each 128 columns it has 256 bytes in the near kinds and 128 in the
+ * fast ones, and 16 more, room for an int32 sum of each 32 columns. 32512 = 127 * 256, so that q = 256 * hi + lo with hi and lo in -128 .. 127.
  *
  * Code values: 4-bit affine: code - centre; 8 bits: the signed code; table: rint(table[code] * T).
  *
@@ -119,10 +119,11 @@ typedef enum bxn_xq_kind {
     BXN_XQ_FAST_TABLE
 } bxn_xq_kind;
 
-/* Bytes of a row of `columns` (a multiple of 128) integers. */
+/* Bytes of a row of `columns` (a multiple of 128) integers, a multiple of 64. */
 static inline size_t bxn_xq_bytes(bxn_xq_kind kind, size_t columns)
 {
-    return kind == BXN_XQ_NONE ? 0 : kind >= BXN_XQ_FAST4 ? columns : 2 * columns;
+    size_t bytes = kind == BXN_XQ_NONE ? 0 : (kind >= BXN_XQ_FAST4 ? columns : 2 * columns);
+    return kind == BXN_XQ_NONE ? 0 : (bytes + columns / 8 + 63) & ~(size_t)63;
 }
 
 typedef struct bxn_mm_args {
