@@ -59,11 +59,14 @@ static void features_are_known_bits(void **state)
 {
     const uint64_t features = bitaxon_cpu_features();
     const uint64_t known =
-        BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512 | BITAXON_CPU_AMX | BITAXON_CPU_NEON;
+        BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512 | BITAXON_CPU_AMX | BITAXON_CPU_AVX512_VNNI |
+        BITAXON_CPU_AVX_VNNI | BITAXON_CPU_NEON | BITAXON_CPU_NEON_DOTPROD | BITAXON_CPU_NEON_I8MM;
     (void)state;
     assert_int_equal(features & ~known, 0);
-    if (features & BITAXON_CPU_AVX512)
+    if (features & (BITAXON_CPU_AVX512 | BITAXON_CPU_AVX_VNNI))
         assert_true((features & BITAXON_CPU_AVX2) != 0);
+    if (features & BITAXON_CPU_AVX512_VNNI)
+        assert_true((features & BITAXON_CPU_AVX512) != 0);
     assert_int_equal(features, bitaxon_cpu_features());
 }
 

@@ -41,7 +41,7 @@ BITAXON_API const char *bitaxon_build_info(void);
 #define BITAXON_CPU_AVX2 1u   /* AVX2 + FMA + F16C */
 #define BITAXON_CPU_AVX512 2u /* AVX-512 F, BW, DQ, VL (and AVX2) */
 #define BITAXON_CPU_AMX 4u    /* AMX tiles, BF16 and INT8; used only when the host allows it */
-#define BITAXON_CPU_AVX512_VNNI 8u /* VNNI on 512-bit vectors (and AVX-512) */
+#define BITAXON_CPU_AVX512_VNNI 8u /* VNNI on 512-bit vectors, VBMI (and AVX-512) */
 #define BITAXON_CPU_AVX_VNNI 16u   /* VNNI on 256-bit vectors (and AVX2) */
 #define BITAXON_CPU_NEON 256u
 #define BITAXON_CPU_NEON_DOTPROD 512u /* SDOT, UDOT */

@@ -28,21 +28,29 @@ static int has(uint32_t word, uint32_t bits)
 
 uint64_t bxn_cpu_detect(void)
 {
-    uint32_t a, b, c, d, b7, d7;
+    uint32_t a, b, c, d, a71 = 0, b7, c7, d7;
     const uint32_t osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29, fma = 1u << 12;
     const uint32_t avx2 = 1u << 5;
     const uint32_t avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
+    const uint32_t vbmi = 1u << 1, avx512_vnni = 1u << 11, avx_vnni = 1u << 4;
     const uint32_t amx = 1u << 22 | 1u << 24 | 1u << 25;               /* BF16, TILE, INT8 */
     if (!__get_cpuid(1, &a, &b, &c, &d) || !has(c, osxsave))
         return 0;
     uint32_t c1 = c;
     uint64_t states = enabled_states(), features = 0;
-    if (!__get_cpuid_count(7, 0, &a, &b7, &c, &d7))
+    if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7))
         return 0;
+    if (a >= 1)
+        __get_cpuid_count(7, 1, &a71, &b, &c, &d);
     if (has(c1, avx | f16c | fma) && has(b7, avx2) && (states & XSTATE_YMM) == XSTATE_YMM)
         features |= BITAXON_CPU_AVX2;
-    if (features != 0 && has(b7, avx512) && (states & XSTATE_ZMM) == XSTATE_ZMM)
+    if (features != 0 && has(a71, avx_vnni))
+        features |= BITAXON_CPU_AVX_VNNI;
+    if (features != 0 && has(b7, avx512) && (states & XSTATE_ZMM) == XSTATE_ZMM) {
         features |= BITAXON_CPU_AVX512;
+        if (has(c7, vbmi | avx512_vnni))
+            features |= BITAXON_CPU_AVX512_VNNI;
+    }
     if (has(d7, amx) && (states & XSTATE_TILE) == XSTATE_TILE)
         features |= BITAXON_CPU_AMX;
     return features;

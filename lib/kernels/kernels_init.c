@@ -66,10 +66,16 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
 #endif
 }
 
+/* Tiers in the order in which they are filled. */
 const char *bxn_kernels_name(uint64_t features)
 {
     uint64_t used = usable(features);
+    int vnni = (used & BITAXON_CPU_AVX_VNNI) != 0; /* of 256 bits */
+    if (used & BITAXON_CPU_AVX512_VNNI)
+        return vnni ? "c avx2 avxvnni avx512 avx512vnni" : "c avx2 avx512 avx512vnni";
     if (used & BITAXON_CPU_AVX512)
-        return "c avx2 avx512";
-    return used & BITAXON_CPU_AVX2 ? "c avx2" : "c";
+        return vnni ? "c avx2 avxvnni avx512" : "c avx2 avx512";
+    if (used & BITAXON_CPU_AVX2)
+        return vnni ? "c avx2 avxvnni" : "c avx2";
+    return "c";
 }

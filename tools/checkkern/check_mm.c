@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* check_mm.c - checks of the matrix products, quantised and dense: values, tails, row
  * indirection, exact writes, and equal bits however the work is cut. */
-#include "checkkern.h"
+#include "check_products.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -9,25 +9,16 @@
 
 #include "runtime/runtime.h"
 
-typedef void (*product)(const run *r, const bxn_kernels *k, const void *w, uint32_t begin,
-                        uint32_t end, const bxn_mm_args *args);
-
-/* One matrix, its activations and where results go. */
-typedef struct problem {
-    const void *matrix;
-    product multiply;
-    uint32_t rows, cols, cut_unit; /* ranges are in multiples of cut_unit rows */
-    uint32_t count, sources;
-    const float *x, *xsum;
-    size_t ldx, ldsum;
-    const int32_t *index;
-    double *want, *bound; /* [count, rows] */
-    bool own_order;       /* a tier may order it otherwise: no bits to compare between tiers */
-} problem;
-
 static bxn_mm_args args_of(const problem *p, uint32_t first, uint32_t count, float *y, size_t ldy)
 {
-    bxn_mm_args a = {p->x, p->ldx, p->index, count, y, ldy, p->xsum, p->ldsum};
+    bxn_mm_args a = {.x = p->x,
+                     .ldx = p->ldx,
+                     .rows = p->index,
+                     .count = count,
+                     .y = y,
+                     .ldy = ldy,
+                     .xsum = p->xsum,
+                     .ldsum = p->ldsum};
     if (p->index != NULL) {
         a.rows = p->index + first;
     } else {
@@ -42,8 +33,16 @@ static uint32_t parts(const problem *p)
     return (p->rows + p->cut_unit - 1) / p->cut_unit;
 }
 
-/* Activations with a zero tail; special: 1 denormal, 2 NaN, 3 infinity in places. */
-static void make_activations(run *r, problem *p, int special, bool with_sums)
+void make_sums(run *r, problem *p)
+{
+    p->ldsum = p->ldx / 32;
+    float *sums = guarded_floats(p->sources * p->ldsum);
+    for (uint32_t m = 0; m < p->sources; m++)
+        r->plain->block_sums(p->x + m * p->ldx, p->ldsum, sums + m * p->ldsum);
+    p->xsum = sums;
+}
+
+void make_activations(run *r, problem *p, int special, bool with_sums)
 {
     p->ldx = bxn_round_up(p->cols, 128);
     float *x = guarded_floats(p->sources * p->ldx);
@@ -54,13 +53,8 @@ static void make_activations(run *r, problem *p, int special, bool with_sums)
     if (special >= 2)
         x[below(r, p->sources) * p->ldx + below(r, p->cols)] = special == 2 ? NAN : INFINITY;
     p->x = x;
-    p->ldsum = p->ldx / 32;
-    if (with_sums) {
-        float *sums = guarded_floats(p->sources * p->ldsum);
-        for (uint32_t m = 0; m < p->sources; m++)
-            r->plain->block_sums(x + m * p->ldx, p->ldsum, sums + m * p->ldsum);
-        p->xsum = sums;
-    }
+    if (with_sums)
+        make_sums(r, p);
     if (p->sources != p->count) {
         int32_t *index = guarded(p->count * sizeof *index);
         for (uint32_t m = 0; m < p->count; m++)
@@ -105,7 +99,7 @@ static void check_cuts(run *r, const problem *p, const float *y)
     same_bits(r, "cut into row ranges and tokens", y, cut, p->count * ldy);
 }
 
-static void check_problem(run *r, const problem *p, bool cuts)
+void check_problem(run *r, const problem *p, bool cuts)
 {
     const size_t ldy = (size_t)p->rows + 3;
     float *y = whole(r, r->kernels, p);
@@ -154,15 +148,9 @@ static float put_scale(run *r, bool f32, uint8_t *at, uint32_t index, float low,
     return f16_value(bits);
 }
 
-/* kind 0: affine, 1: table of reals. Fills *w, and values, scales and biases as floats. */
-typedef struct plain_matrix {
-    float *value;         /* [rows, cols] */
-    float *scale, *bias_; /* [rows, sub-blocks]: bias' */
-} plain_matrix;
-
-static void make_packed(run *r, bxn_packed *w, plain_matrix *plain, uint32_t rows, uint32_t cols,
-                        uint8_t code_bits, uint8_t source_bits, uint8_t block_count, bool has_bias,
-                        bool f32)
+void make_packed(run *r, bxn_packed *w, plain_matrix *plain, uint32_t rows, uint32_t cols,
+                 uint8_t code_bits, uint8_t source_bits, uint8_t block_count, bool has_bias,
+                 bool f32)
 {
     *w = (bxn_packed){.rows = rows,
                       .cols = cols,

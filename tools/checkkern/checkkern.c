@@ -3,7 +3,7 @@
  * plain C against double precision. One line per entry and tier; exit status 1 when a check
  * fails or faults, or a tier that the processor has did not run. With --bench it measures.
  *
- * usage: checkkern [--list] [--filter TEXT] [--tier c|avx2|avx512] [--seed N] [--bench] */
+ * usage: checkkern [--list] [--filter TEXT] [--tier NAME] [--seed N] [--bench] */
 #include "checkkern.h"
 
 #include <signal.h>
@@ -14,37 +14,78 @@
 
 #include <bitaxon/version.h>
 
-#define ENTRY(name)                                                                                \
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+/* Entries by what a tier has to have of its own. */
+enum { GROUP_COMMON = 1, GROUP_INTEGER = 2 };
+
+#define ENTRY(name, group)                                                                         \
     {                                                                                              \
-#name, check_##name, offsetof(bxn_kernels, name)                                           \
+#name, check_##name, offsetof(bxn_kernels, name), GROUP_##group                            \
     }
 
 const entry entries[] = {
-    ENTRY(mm_packed4), ENTRY(mm_packed8), ENTRY(mm_f32), ENTRY(mm_f16),        ENTRY(mm_bf16),
-    ENTRY(block_sums), ENTRY(rmsnorm),    ENTRY(add),    ENTRY(scale_add),     ENTRY(silu_mul),
-    ENTRY(conv_silu),  ENTRY(scan),       ENTRY(to_f16), ENTRY(attention_f16), ENTRY(attention_f32),
+    ENTRY(mm_packed4, COMMON),    ENTRY(mm_packed8, COMMON),    ENTRY(mm_near4, INTEGER),
+    ENTRY(mm_near8, INTEGER),     ENTRY(mm_fast4, INTEGER),     ENTRY(mm_fast8, INTEGER),
+    ENTRY(quant_x, INTEGER),      ENTRY(mm_f32, COMMON),        ENTRY(mm_f16, COMMON),
+    ENTRY(mm_bf16, COMMON),       ENTRY(block_sums, COMMON),    ENTRY(rmsnorm, COMMON),
+    ENTRY(add, COMMON),           ENTRY(scale_add, COMMON),     ENTRY(silu_mul, COMMON),
+    ENTRY(conv_silu, COMMON),     ENTRY(scan, COMMON),          ENTRY(to_f16, COMMON),
+    ENTRY(attention_f16, COMMON), ENTRY(attention_f32, COMMON),
 };
 const size_t entry_count = sizeof entries / sizeof entries[0];
-_Static_assert(sizeof entries / sizeof entries[0] * sizeof(void (*)(void)) + sizeof(uint64_t) <=
+_Static_assert(sizeof entries / sizeof entries[0] * sizeof(void (*)(void)) + sizeof(uint64_t) ==
                    sizeof(bxn_kernels),
                "every entry of the table has a check");
 
-#define TIERS 3
-static const char *const tier_names[TIERS] = {"c", "avx2", "avx512"};
-static const uint64_t tier_features[TIERS] = {0, BITAXON_CPU_AVX2,
-                                              BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512};
+/* The tiers of this architecture in the order in which they fill the table. A tier is a set of
+ * features; of the entries in the groups that it owns it must have its own function, and all
+ * others are those of a tier below. A tier that owns nothing has no kernels yet. */
+typedef struct tier {
+    const char *name;
+    uint64_t features;
+    unsigned owns;
+} tier;
 
-/* What the compiler's own detection says, to catch a tier that is wrongly not offered. */
-static bool cpu_has(size_t tier)
-{
+static const tier tiers[] = {
+    {"c", 0, GROUP_COMMON | GROUP_INTEGER},
 #if defined(__x86_64__)
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return tier == 0 || (tier == 1 ? avx2 : avx512);
-#else
-    return tier == 0;
+#define AVX2_TIER BITAXON_CPU_AVX2
+#define AVX512_TIER (BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512)
+    {"avx2", AVX2_TIER, GROUP_COMMON},
+    {"avxvnni", AVX2_TIER | BITAXON_CPU_AVX_VNNI, 0},
+    {"avx512", AVX512_TIER, GROUP_COMMON},
+    {"avx512vnni", AVX512_TIER | BITAXON_CPU_AVX512_VNNI, 0},
+    {"amx", AVX512_TIER | BITAXON_CPU_AVX512_VNNI | BITAXON_CPU_AMX, 0},
+#elif defined(__aarch64__)
+    {"neon", BITAXON_CPU_NEON, 0},
+    {"dotprod", BITAXON_CPU_NEON | BITAXON_CPU_NEON_DOTPROD, 0},
+    {"i8mm", BITAXON_CPU_NEON | BITAXON_CPU_NEON_DOTPROD | BITAXON_CPU_NEON_I8MM, 0},
 #endif
+};
+#define TIERS (sizeof tiers / sizeof tiers[0])
+
+/* What the compiler's own detection says, to catch a feature that is wrongly not offered. */
+static uint64_t features_of_compiler(void)
+{
+    uint64_t found = 0;
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        found |= BITAXON_CPU_AVX2;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+        found |= BITAXON_CPU_AVX512;
+        if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi"))
+            found |= BITAXON_CPU_AVX512_VNNI;
+    }
+    uint32_t a = 0, b, c, d; /* older compilers do not know its name */
+    if ((found & BITAXON_CPU_AVX2) && __get_cpuid_count(7, 0, &a, &b, &c, &d) && a >= 1 &&
+        __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4) != 0)
+        found |= BITAXON_CPU_AVX_VNNI;
+#endif
+    return found;
 }
 
 static bool same_function(const bxn_kernels *a, const bxn_kernels *b, size_t slot)
@@ -102,29 +143,41 @@ static void on_fault(int signal_number)
     _exit(1);
 }
 
+/* The lower tier whose function of this entry tier t has; t when it has its own. */
+static size_t owner(const bxn_kernels *tables, size_t t, const entry *e)
+{
+    for (size_t lower = 0; lower < t; lower++)
+        if (same_function(&tables[t], &tables[lower], e->slot))
+            return lower;
+    return t;
+}
+
 /* Returns the number of failures. */
-static uint64_t check(const options *o, const bxn_kernels *tables, size_t t, const entry *e)
+static uint64_t check(const options *o, const bxn_kernels *tables, const bool *have, size_t t,
+                      const entry *e)
 {
     run r = {.entry = e->name,
-             .tier = tier_names[t],
+             .tier = tiers[t].name,
              .kernels = &tables[t],
              .plain = &tables[0],
-             .below = t >= 2 ? &tables[t - 1] : NULL,
              .is_plain = t == 0,
              .seed = o->seed};
-    for (size_t lower = 0; lower < t; lower++) {
-        if (same_function(&tables[t], &tables[lower], e->slot)) {
-            printf("%-14s %-7s NOT RUN: the table holds the %s function\n", r.entry, r.tier,
-                   tier_names[lower]);
-            return 1;
-        }
+    size_t from = owner(tables, t, e);
+    if (from != t) {
+        bool missing = (tiers[t].owns & e->group) != 0;
+        printf("%-14s %-10s %s %s\n", r.entry, r.tier,
+               missing ? "NOT RUN: the table holds the function of" : "as", tiers[from].name);
+        return missing;
     }
+    for (size_t lower = 1; lower < t; lower++)
+        if (have[lower] && owner(tables, lower, e) == lower)
+            r.below = &tables[lower];
     running_entry = r.entry;
     running_tier = r.tier;
     e->check(&r);
     if (r.cases == 0)
         fail(&r, "no case ran");
-    printf("%-14s %-7s %-4s %6llu cases, largest error %.2f of its bound\n", r.entry, r.tier,
+    printf("%-14s %-10s %-4s %6llu cases, largest error %.2f of its bound\n", r.entry, r.tier,
            r.failures == 0 ? "ok" : "FAIL", (unsigned long long)r.cases, r.worst);
     fflush(stdout);
     return r.failures;
@@ -134,31 +187,35 @@ int main(int argc, char **argv)
 {
     options o = {.seed = 1};
     if (!parse(&o, argc, argv)) {
-        fprintf(stderr, "usage: checkkern [--list] [--filter TEXT] [--tier c|avx2|avx512] "
+        fprintf(stderr, "usage: checkkern [--list] [--filter TEXT] [--tier NAME] "
                         "[--seed N] [--bench]\n");
         return 2;
     }
     uint64_t features = bxn_cpu_detect(), failures = 0, ran = 0;
     bxn_kernels tables[TIERS];
     bool have[TIERS];
+    uint64_t missed = features_of_compiler() & ~features;
+    if (missed != 0) {
+        printf("NOT RUN: the processor has features %#llx that bxn_cpu_detect denies\n",
+               (unsigned long long)missed);
+        failures++;
+    }
     for (size_t t = 0; t < TIERS; t++) {
-        have[t] = (features & tier_features[t]) == tier_features[t];
-        bxn_kernels_init(&tables[t], tier_features[t]);
-        if (cpu_has(t) && !have[t]) {
-            printf("%s: NOT RUN: the processor has it, bxn_cpu_detect denies it\n", tier_names[t]);
-            failures++;
-        }
-        if (have[t] && tables[t].features != tier_features[t]) {
-            printf("%s: NOT RUN: no kernels for it in this build\n", tier_names[t]);
-            failures++;
+        have[t] = (features & tiers[t].features) == tiers[t].features;
+        bxn_kernels_init(&tables[t], tiers[t].features);
+        if (have[t] && tables[t].features != tiers[t].features) {
+            if (tiers[t].owns != 0) {
+                printf("%s: NOT RUN: no kernels for it in this build\n", tiers[t].name);
+                failures++;
+            }
             have[t] = false;
         }
     }
     if (o.list) {
         for (size_t e = 0; e < entry_count; e++)
             for (size_t t = 0; t < TIERS; t++)
-                if (wanted(&o, entries[e].name, tier_names[t]))
-                    printf("%-14s %-7s %s\n", entries[e].name, tier_names[t],
+                if (wanted(&o, entries[e].name, tiers[t].name))
+                    printf("%-14s %-10s %s\n", entries[e].name, tiers[t].name,
                            have[t] ? "runs here" : "not on this processor");
         return 0;
     }
@@ -167,9 +224,9 @@ int main(int argc, char **argv)
         const char *names[TIERS];
         size_t count = 0;
         for (size_t t = 0; t < TIERS; t++) {
-            if (have[t] && (o.tier == NULL || strcmp(o.tier, tier_names[t]) == 0)) {
+            if (have[t] && (o.tier == NULL || strcmp(o.tier, tiers[t].name) == 0)) {
                 chosen[count] = tables[t];
-                names[count++] = tier_names[t];
+                names[count++] = tiers[t].name;
             }
         }
         return bench_kernels(chosen, names, count, o.filter);
@@ -182,14 +239,15 @@ int main(int argc, char **argv)
     fflush(stdout);
     for (size_t t = 0; t < TIERS; t++) {
         if (!have[t]) {
-            printf("%s: not on this processor\n", tier_names[t]);
-            if (o.tier != NULL && strcmp(o.tier, tier_names[t]) == 0)
+            printf("%s: %s\n", tiers[t].name,
+                   tiers[t].owns == 0 ? "no kernels yet" : "not on this processor");
+            if (o.tier != NULL && strcmp(o.tier, tiers[t].name) == 0)
                 failures++;
             continue;
         }
         for (size_t e = 0; e < entry_count; e++) {
-            if (wanted(&o, entries[e].name, tier_names[t])) {
-                failures += check(&o, tables, t, &entries[e]);
+            if (wanted(&o, entries[e].name, tiers[t].name)) {
+                failures += check(&o, tables, have, t, &entries[e]);
                 ran++;
             }
         }

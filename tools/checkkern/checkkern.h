@@ -21,7 +21,7 @@ typedef struct run {
     const char *entry, *tier;
     const bxn_kernels *kernels; /* the tier under test */
     const bxn_kernels *plain;   /* plain C */
-    const bxn_kernels *below;   /* the tier below it that is not plain C, or NULL */
+    const bxn_kernels *below;   /* the next tier with a function of its own, not plain C; or NULL */
     bool is_plain;
     uint64_t seed;
     uint64_t cases, failures;
@@ -32,6 +32,7 @@ typedef struct entry {
     const char *name;
     void (*check)(run *r);
     size_t slot; /* offset of the entry in bxn_kernels */
+    unsigned group; /* of entries that a tier has or has not: GROUP_* */
 } entry;
 
 extern const entry entries[];
@@ -69,6 +70,11 @@ float f16_value(uint16_t bits);
 
 void check_mm_packed4(run *r);
 void check_mm_packed8(run *r);
+void check_mm_near4(run *r);
+void check_mm_near8(run *r);
+void check_mm_fast4(run *r);
+void check_mm_fast8(run *r);
+void check_quant_x(run *r);
 void check_mm_f32(run *r);
 void check_mm_f16(run *r);
 void check_mm_bf16(run *r);
