@@ -10,6 +10,7 @@
 #include <bitaxon/model.h>
 #include <bitaxon/session.h>
 #include <bitaxon/source.h>
+#include <bitaxon/thermal.h>
 #include <bitaxon/tokenizer.h>
 #include <bitaxon/version.h>
 

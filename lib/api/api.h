@@ -9,6 +9,7 @@
 
 #include "import/import.h"
 #include "session/bxn_session.h"
+#include "thermal/bxn_thermal.h"
 #include "tokenizer/bxn_tokenizer.h"
 
 /* Immutable once opened, but for the counters of mem and refs. */
@@ -39,6 +40,11 @@ struct bitaxon_session {
     bxn_session core;
 };
 
+struct bitaxon_thermal {
+    _Atomic uint32_t refs; /* the host's, and those of the sessions that use it */
+    bxn_thermal core;
+};
+
 /* Copy a parameter struct given by the host into *out (zeroed, `known` bytes): what the host does
  * not know is 0; what this library does not know must be 0 (UNSUPPORTED). in NULL gives
  * zeros. `least` is the size of the first released form. */
@@ -49,6 +55,7 @@ bitaxon_status bxn_copy_result(const void *in, void *out, size_t known, size_t l
                                const char *name, bitaxon_error *error);
 
 void bxn_model_ref(bitaxon_model *model);
+void bxn_thermal_ref(bitaxon_thermal *thermal);
 void bxn_cache_unref(bitaxon_cache *cache);
 const bxn_tokenizer *bxn_model_tokenizer(const bitaxon_model *model); /* or NULL */
 bxn_mem *bxn_model_mem(const bitaxon_model *model);

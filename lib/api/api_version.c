@@ -82,6 +82,10 @@ size_t bitaxon_struct_size(const char *name)
         STRUCT_SIZE(bitaxon_stats),
         STRUCT_SIZE(bitaxon_tensor_report),
         STRUCT_SIZE(bitaxon_convert_params),
+        STRUCT_SIZE(bitaxon_reading),
+        STRUCT_SIZE(bitaxon_thermal_params),
+        STRUCT_SIZE(bitaxon_thermal_status),
+        STRUCT_SIZE(bitaxon_thermal_point),
 #undef STRUCT_SIZE
     };
 
