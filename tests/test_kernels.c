@@ -335,7 +335,7 @@ static void check_packed(uint32_t rows, uint32_t cols, uint32_t count, uint8_t b
         tiers[0].block_sums(x + t * ldx, ldsum, sums + t * ldsum);
     }
     for (size_t t = 0; t < tier_count; t++) {
-        bxn_mm_args a = {x, ldx, NULL, count, y, rows, sums, ldsum};
+        bxn_mm_args a = {.x = x, .ldx = ldx, .count = count, .y = y, .ldy = rows, .xsum = sums, .ldsum = ldsum};
         multiply(&tiers[t], &m, 0, m.packed.row_groups, &a);
         for (uint32_t i = 0; i < count; i++) {
             for (uint32_t row = 0; row < rows; row++) {
@@ -357,8 +357,8 @@ static void check_packed(uint32_t rows, uint32_t cols, uint32_t count, uint8_t b
         /* token by token and in two row ranges: the same bits */
         float *cut = randoms(size, 0, 0);
         for (uint32_t i = 0; i < count; i++) {
-            bxn_mm_args one = {x + i * ldx,      ldx,  NULL, 1, cut + i * rows, rows,
-                               sums + i * ldsum, ldsum};
+            bxn_mm_args one = {.x = x + i * ldx, .ldx = ldx, .count = 1, .y = cut + i * rows,
+                               .ldy = rows, .xsum = sums + i * ldsum, .ldsum = ldsum};
             multiply(&tiers[t], &m, 0, m.packed.row_groups / 3, &one);
             multiply(&tiers[t], &m, m.packed.row_groups / 3, m.packed.row_groups, &one);
         }
@@ -401,7 +401,7 @@ static void test_dense_bits(void **state)
     bxn_dense dense = {w, BXN_F32, ROWS, COLS};
     for (size_t t = 0; t < tier_count; t++) {
         float y[COUNT * ROWS], cut[COUNT * ROWS];
-        bxn_mm_args a = {x, LDX, NULL, COUNT, y, ROWS, NULL, 0};
+        bxn_mm_args a = {.x = x, .ldx = LDX, .count = COUNT, .y = y, .ldy = ROWS};
         tiers[t].mm_f32(&dense, 0, ROWS, &a);
         for (size_t i = 0; i < COUNT; i++) {
             for (size_t row = 0; row < ROWS; row++) {
@@ -410,7 +410,8 @@ static void test_dense_bits(void **state)
                     want += (double)w[row * COLS + k] * (double)x[i * LDX + k];
                 assert_true(fabs((double)y[i * ROWS + row] - want) < 1e-5);
             }
-            bxn_mm_args one = {x + i * LDX, LDX, NULL, 1, cut + i * ROWS, ROWS, NULL, 0};
+            bxn_mm_args one = {
+                .x = x + i * LDX, .ldx = LDX, .count = 1, .y = cut + i * ROWS, .ldy = ROWS};
             tiers[t].mm_f32(&dense, 0, 10, &one);
             tiers[t].mm_f32(&dense, 10, ROWS, &one);
         }

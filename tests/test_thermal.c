@@ -24,11 +24,11 @@
 
 /* ---- a tree of files ------------------------------------------------------------------- */
 
-static char tree[256];
+static char tree[64];
 
 static void put(const char *path, const char *text)
 {
-    char full[512];
+    char full[600];
     snprintf(full, sizeof full, "%s/%s", tree, path);
     for (char *slash = strchr(full + strlen(tree) + 1, '/'); slash != NULL; slash = strchr(slash + 1, '/')) {
         *slash = '\0';
@@ -43,7 +43,7 @@ static void put(const char *path, const char *text)
 
 static void take(const char *path)
 {
-    char full[512];
+    char full[600];
     snprintf(full, sizeof full, "%s/%s", tree, path);
     assert_int_equal(unlink(full), 0);
 }

@@ -3,31 +3,17 @@
  * that the machine shows in the same run. Shapes are those of a model of hidden size 2560
  * with state-space width 5120. Weights of one-token products come from memory: the buffer
  * is far larger than the cache. */
-#include "checkkern.h"
+#include "checkkern_bench.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../bench/bandwidth.h"
 #include "runtime/runtime.h"
 
-#define BUFFER_BYTES ((size_t)768 << 20)
 #define REPEATS 4
 #define FILL 0x2E /* bytes of every buffer: f16 0.097, f32 4e-11, codes 14 and 2 */
-
-typedef struct limits {
-    double read[2], peak[2]; /* of 1 thread, of all */
-    unsigned threads;        /* all */
-} limits;
-
-typedef struct subject {
-    const bxn_kernels *k;
-    const char *tier, *filter;
-    uint8_t *buffer;
-    limits limit;
-} subject;
 
 /* One measured job: bytes or operations of all threads together. */
 typedef struct job {
@@ -41,7 +27,7 @@ typedef struct job {
     uint32_t tokens;
 } job;
 
-static bool selected(const subject *s, const char *name)
+bool selected(const subject *s, const char *name)
 {
     return s->filter == NULL || strstr(name, s->filter) != NULL;
 }
@@ -81,7 +67,7 @@ static void print_time(const job *j, const char *name, const char *what, double 
            j->threads > 1 ? "s" : " ", what, 1e9 * seconds / units);
 }
 
-static float *floats(size_t count)
+float *floats(size_t count)
 {
     float *x = aligned_alloc(64, bxn_round_up(count * sizeof *x, 64));
     if (x == NULL) {
@@ -399,7 +385,10 @@ int bench_kernels(const bxn_kernels *tables, const char *const *names, size_t co
             double speed = bench_read(s.buffer, BUFFER_BYTES, threads, streams, 3);
             printf("read bandwidth, %u thread%s, %u stream%s: %.2f GB/s\n", threads,
                    threads > 1 ? "s" : "", streams, streams > 1 ? "s" : "", speed * 1e-9);
-            s.limit.read[all] = speed > s.limit.read[all] ? speed : s.limit.read[all];
+            if (speed > s.limit.read[all]) {
+                s.limit.read[all] = speed;
+                s.limit.streams[all] = streams;
+            }
         }
         s.limit.peak[all] = bench_fma(threads);
         printf("f32 fused multiply-add, %u thread%s: %.1f GFLOP/s\n", threads,
@@ -418,6 +407,7 @@ int bench_kernels(const bxn_kernels *tables, const char *const *names, size_t co
             bench_dense(&s, BXN_BF16, 1, threads);
             bench_attention(&s, BXN_F16, 1, threads);
             bench_attention(&s, BXN_F32, 1, threads);
+            bench_near(&s, threads);
         }
         bench_packed(&s, 4, true, 2560, 2, 1);
         bench_packed(&s, 4, true, 2560, 8, 1);
