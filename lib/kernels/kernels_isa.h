@@ -7,6 +7,19 @@
 
 #include "kernels/kernels.h"
 
+/* The products with integer activations, which some tiers have alone. */
+#define BXN_DECLARE_INTEGER(tier)                                                                  \
+    void bxn_mm_near4_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
+                             const bxn_mm_args *args);                                             \
+    void bxn_mm_near8_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
+                             const bxn_mm_args *args);                                             \
+    void bxn_mm_fast4_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
+                             const bxn_mm_args *args);                                             \
+    void bxn_mm_fast8_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
+                             const bxn_mm_args *args);                                             \
+    void bxn_quant_x_##tier(bxn_xq_kind kind, const float *x, size_t columns, void *xq,            \
+                            float *xscale)
+
 #define BXN_DECLARE_TIER(tier)                                                                     \
     void bxn_mm_packed4_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,      \
                                const bxn_mm_args *args);                                           \
@@ -18,16 +31,7 @@
                            const bxn_mm_args *args);                                               \
     void bxn_mm_bf16_##tier(const bxn_dense *w, uint32_t row_begin, uint32_t row_end,              \
                             const bxn_mm_args *args);                                              \
-    void bxn_mm_near4_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
-                             const bxn_mm_args *args);                                             \
-    void bxn_mm_near8_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
-                             const bxn_mm_args *args);                                             \
-    void bxn_mm_fast4_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
-                             const bxn_mm_args *args);                                             \
-    void bxn_mm_fast8_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
-                             const bxn_mm_args *args);                                             \
-    void bxn_quant_x_##tier(bxn_xq_kind kind, const float *x, size_t columns, void *xq,            \
-                            float *xscale);                                                        \
+    BXN_DECLARE_INTEGER(tier);                                                                     \
     void bxn_block_sums_##tier(const float *x, size_t count, float *out);                          \
     void bxn_rmsnorm_##tier(const float *x, const float *w, size_t n, float eps, float *y);        \
     void bxn_add_##tier(float *y, const float *x, size_t n);                                       \
@@ -42,5 +46,6 @@
 BXN_DECLARE_TIER(ref);
 BXN_DECLARE_TIER(avx2);
 BXN_DECLARE_TIER(avx512);
+BXN_DECLARE_INTEGER(avx512vnni);
 
 #endif
