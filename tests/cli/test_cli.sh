@@ -156,6 +156,30 @@ run verify "$dir/cut" --json
 check "verify --json of a truncated file exits with 1" exits 1
 check "verify --json of a truncated file" test "$(json ok)" = false
 
+# ---- thermal -----------------------------------------------------------------------------
+
+zone="$dir/sensors/sys/class/thermal/thermal_zone0"
+mkdir -p "$zone"
+echo x86_pkg_temp >"$zone/type"
+echo 86500 >"$zone/temp"
+run thermal --help
+check "thermal --help" exits 0
+check "thermal is in the manual" grep -q "bitaxon thermal" "$root/docs/command.md"
+run thermal --sensor-root "$dir/sensors"
+check "thermal" exits 0
+check "thermal: the sensor" grep -q '^temperature  x86_pkg_temp$' "$out"
+check "thermal: what would be done" grep -q '^86.5 C .*HOT: pause (temperature)' "$out"
+run thermal --sensor-root "$dir/sensors" --temp-pause 90 --json
+check "thermal --json" test "$(json thermal.band)" = WARM
+check "thermal --json: degrees" test "$(json thermal.celsius)" = 86.5
+run thermal --sensor-root "$dir/nothing"
+check "thermal without sensors" exits 0
+check "thermal says that there are none" grep -q 'no temperature sensor can be read' "$err"
+fails "thermal: no such sensor" 1 "coretemp" thermal --sensor-root "$dir/sensors" --sensor coretemp
+fails "thermal: marks out of order" 1 "warm_mc" thermal --temp-warm 90
+fails "thermal: watch and json" 2 "exclude" thermal --watch 1 --json
+fails "thermal: surplus argument" 2 "surplus" thermal now
+
 run quantize "$mini" "$dir/q4"
 check "quantize" exits 0
 check "quantize fits 100 columns" awk 'length > 100 { exit 1 }' "$out"

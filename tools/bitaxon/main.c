@@ -25,6 +25,7 @@ static const command commands[] = {
     {"quantize", "float model to 2 to 8 bits", cmd_quantize},
     {"pack", "model to the layout that opens fastest", cmd_pack},
     {"verify", "check an untrusted model without running it", cmd_verify},
+    {"thermal", "sensors, and what the thermal policy would do", cmd_thermal},
 };
 
 enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tool_thermal.h - the options that make a thermal policy, and its readings in words. */
+#ifndef BITAXON_TOOL_THERMAL_H
+#define BITAXON_TOOL_THERMAL_H
+
+#include "tool_json.h"
+#include "tool_options.h"
+
+/* In degrees Celsius, 0: the library's default. */
+typedef struct tool_thermal {
+    double warm, pause, stop;
+    uint32_t power; /* percent of the time that is worked; 0: all */
+    double max_rate;
+    bool mains_only;
+    uint32_t battery_floor;
+    const char *sensor;
+    const char *root; /* of the tree of sensor files; for looking at another machine's, and tests */
+} tool_thermal;
+
+/* Rows of a command's option table. */
+#define TOOL_THERMAL_OPTIONS(t)                                                                    \
+    {TOOL_KIND_REAL, "temp-warm", 0, "CELSIUS", "work slower from here on (default 75)",           \
+     &(t)->warm, -40, 150, NULL},                                                                  \
+        {TOOL_KIND_REAL, "temp-pause", 0, "CELSIUS",                                               \
+         "pause from here on, until 5 degrees below (default 85)", &(t)->pause, -40, 150, NULL},   \
+        {TOOL_KIND_REAL, "temp-stop", 0, "CELSIUS", "save and stop from here on (default 95)",     \
+         &(t)->stop, -40, 150, NULL},                                                              \
+        {TOOL_KIND_U32, "power", 0, "PERCENT", "work this part of the time, rest the others",      \
+         &(t)->power, 1, 100, NULL},                                                               \
+        {TOOL_KIND_REAL, "max-rate", 0, "N", "at most so many tokens per second", &(t)->max_rate,  \
+         0.001, 1e9, NULL},                                                                        \
+        TOOL_FLAG("mains-only", 0, &(t)->mains_only, "pause while on battery"),                    \
+        {TOOL_KIND_U32, "battery-floor", 0, "PERCENT", "stop on battery at this charge",           \
+         &(t)->battery_floor, 1, 100, NULL},                                                       \
+        TOOL_TEXT("sensor", 0, "NAME", &(t)->sensor,                                               \
+                  "use the temperature sensors whose name contains NAME"),                         \
+        TOOL_TEXT("sensor-root", 0, "DIR", &(t)->root, "look for sys/class below DIR (default /)")
+
+/* NULL and *code after a message when the options do not fit each other. */
+bitaxon_thermal *tool_thermal_create(const tool_thermal *options, int *code);
+
+const char *tool_band_name(uint32_t band);
+const char *tool_action_name(uint32_t action);
+const char *tool_reason_text(uint32_t reason);
+/* Text of bitaxon_thermal_info; allocated. */
+char *tool_thermal_text(bitaxon_thermal *thermal, const char *key);
+/* What a policy knows and did, as a member "thermal" of a JSON object. */
+void tool_thermal_json(json_t *object, bitaxon_thermal *thermal);
+/* "52.3 C NORMAL" for progress lines; empty when no temperature is known. */
+void tool_thermal_short(bitaxon_thermal *thermal, char buffer[TOOL_NUMBER_BYTES]);
+/* The line of a summary: temperature, pauses, energy and where it was read. `tokens` of output; 0: none. */
+void tool_thermal_summary(FILE *to, bitaxon_thermal *thermal, uint64_t tokens);
+
+#endif
