@@ -170,8 +170,8 @@ check "thermal" exits 0
 check "thermal: the sensor" grep -q '^temperature  x86_pkg_temp$' "$out"
 check "thermal: what would be done" grep -q '^86.5 C .*HOT: pause (temperature)' "$out"
 run thermal --sensor-root "$dir/sensors" --temp-pause 90 --json
-check "thermal --json" test "$(json thermal.band)" = WARM
-check "thermal --json: degrees" test "$(json thermal.celsius)" = 86.5
+check "thermal --json" test "$(json band)" = '"WARM"'
+check "thermal --json: degrees" test "$(json celsius)" = 86.5
 run thermal --sensor-root "$dir/nothing"
 check "thermal without sensors" exits 0
 check "thermal says that there are none" grep -q 'no temperature sensor can be read' "$err"
