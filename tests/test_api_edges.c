@@ -359,6 +359,10 @@ static void test_models(void **state)
     OPEN(LIMIT, .path = path, .max_bytes = 1);
     OPEN(OK, .path = path, .max_bytes = UINT64_MAX, .threads = 1);
     OPEN(OK, .path = path, .cpu_mask = UINT64_MAX, .threads = 1);
+    OPEN(OK, .path = path, .accuracy = BITAXON_ACCURACY_FAST, .threads = 1);
+    OPEN(INVALID_ARGUMENT, .path = path, .accuracy = 4);
+    OPEN(INVALID_ARGUMENT, .path = path, .accuracy = -1);
+    OPEN(UNSUPPORTED, .path = path, .reserved0 = 1);
     OPEN(OK, .path = path, .cpu_mask = BITAXON_CPU_NONE, .threads = 1);
     OPEN(OK, .path = path, .cpu_mask = 0x4000000000000000u, .threads = 256);
     OPEN(OK, .path = "tests/golden/tiny-q4/weights.safetensors", .threads = 1);
@@ -403,7 +407,7 @@ static void test_models(void **state)
 
     char buffer[600];
     size_t need;
-    static const char *const keys[] = { "rms_norm_eps", "rope_theta", "architecture", "path", "fingerprint", "tied", "kernels" };
+    static const char *const keys[] = { "rms_norm_eps", "rope_theta", "architecture", "path", "fingerprint", "tied", "kernels", "accuracy" };
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
         EDGE(LIMIT, bitaxon_model_info_text(model, keys[i], NULL, 0, &need, e));
         size_t bytes = need;

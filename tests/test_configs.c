@@ -35,7 +35,8 @@ static void run(const char *name, uint64_t tier, uint32_t flags)
     memcpy(want, raw, size * sizeof *want);
     size_t vocab = size / length;
 
-    bitaxon_model_params params = { .struct_size = sizeof params, .path = path, .threads = 2, .cpu_mask = tier, .flags = flags };
+    bitaxon_model_params params = { .struct_size = sizeof params, .path = path, .threads = 2, .cpu_mask = tier, .flags = flags,
+                                    .accuracy = BITAXON_ACCURACY_EXACT };
     bitaxon_cache_params cache = { .struct_size = sizeof cache, .kv_type = BITAXON_KV_F32 };
     bitaxon_session_params sp = { .struct_size = sizeof sp, .cache_params = &cache };
     bitaxon_model *model;

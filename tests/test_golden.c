@@ -30,7 +30,8 @@ static bool tier_present(int tier)
 static bitaxon_model *open_model(const char *path, int tier)
 {
     bitaxon_error error = BITAXON_ERROR_INIT;
-    bitaxon_model_params params = { .struct_size = sizeof params, .path = path, .threads = 2, .cpu_mask = tiers[tier] };
+    bitaxon_model_params params = { .struct_size = sizeof params, .path = path, .threads = 2, .cpu_mask = tiers[tier],
+                                    .accuracy = BITAXON_ACCURACY_EXACT };
     bitaxon_model *model;
     if (bitaxon_model_open(&params, &model, &error) != BITAXON_OK)
         fail_msg("%s", error.message);

@@ -46,11 +46,12 @@ static int32_t token_of(uint32_t sequence, uint32_t position)
     return (int32_t)((sequence * 7919u + position * 2654435761u + (position >> 3)) % VOCAB);
 }
 
-static void world_open(world *w, const char *path, uint64_t tier, uint32_t threads, int32_t kv)
+static void world_open(world *w, const char *path, uint64_t tier, int32_t accuracy, uint32_t threads, int32_t kv)
 {
     memset(w, 0, sizeof *w);
     w->error = (bitaxon_error)BITAXON_ERROR_INIT;
-    bitaxon_model_params params = { .struct_size = sizeof params, .path = path, .threads = threads, .cpu_mask = tier };
+    bitaxon_model_params params = { .struct_size = sizeof params, .path = path, .threads = threads, .cpu_mask = tier,
+                                    .accuracy = accuracy };
     assert_int_equal(bitaxon_model_open(&params, &w->model, &w->error), BITAXON_OK);
     bxn_mem *mem = &w->model->mem;
     assert_int_equal(bxn_workspace_create(mem, &w->model->core.config, 512, &w->ws, &w->error), BITAXON_OK);
@@ -110,11 +111,11 @@ static void pass(world *w, const uint32_t *counts)
     }
 }
 
-static void check(const char *path, uint64_t tier, uint32_t threads, int32_t kv)
+static void check(const char *path, uint64_t tier, int32_t accuracy, uint32_t threads, int32_t kv)
 {
     static world together, alone;
-    world_open(&together, path, tier, threads, kv);
-    world_open(&alone, path, tier, 1, kv);
+    world_open(&together, path, tier, accuracy, threads, kv);
+    world_open(&alone, path, tier, accuracy, 1, kv);
     for (int round = 0; round < ROUNDS; round++) {
         pass(&together, plan[round]);
         uint32_t row = 0;
@@ -125,8 +126,8 @@ static void check(const char *path, uint64_t tier, uint32_t threads, int32_t kv)
                 continue;
             pass(&alone, counts);
             if (memcmp(together.logits + (size_t)row * VOCAB, alone.logits, counts[s] * VOCAB * sizeof(float)) != 0)
-                fail_msg("%s, tier %llx, round %d: sequence %d got other logits than alone", path,
-                         (unsigned long long)tier, round, s);
+                fail_msg("%s, tier %llx, accuracy %d, round %d: sequence %d got other logits than alone", path,
+                         (unsigned long long)tier, accuracy, round, s);
             row += counts[s];
         }
         for (int s = 0; s < SEQUENCES; s++) {
@@ -151,8 +152,12 @@ static void test_same_bits_together(void **state)
             continue;
         }
         for (size_t which = 0; which < 2; which++) {
-            check(paths[which], tiers[tier], 2, BITAXON_KV_F16);
-            check(paths[which], tiers[tier], 5, BITAXON_KV_F32);
+            check(paths[which], tiers[tier], BITAXON_ACCURACY_EXACT, 2, BITAXON_KV_F16);
+            check(paths[which], tiers[tier], BITAXON_ACCURACY_EXACT, 5, BITAXON_KV_F32);
+            if (which == 1) {
+                check(paths[which], tiers[tier], BITAXON_ACCURACY_NEAR, 2, BITAXON_KV_F16);
+                check(paths[which], tiers[tier], BITAXON_ACCURACY_FAST, 3, BITAXON_KV_F16);
+            }
         }
     }
 }

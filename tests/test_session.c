@@ -22,14 +22,28 @@
 enum { VOCAB = 96, WINDOW = 16, MOST = 700 };
 
 static const char *const paths[] = { "tests/golden/tiny-fp32", "tests/golden/tiny-q4" };
-static const uint64_t tiers[] = { BITAXON_CPU_NONE, BITAXON_CPU_AVX2, BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512 };
-enum { TIERS = 3 };
+/* Number 2 is what most tests take: the default accuracy. A mask of 0: all that the CPU has. */
+static const struct {
+    uint64_t mask;
+    int32_t accuracy;
+} tiers[] = {
+    { BITAXON_CPU_NONE, BITAXON_ACCURACY_DEFAULT },
+    { BITAXON_CPU_AVX2, BITAXON_ACCURACY_EXACT },
+    { BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512, BITAXON_ACCURACY_DEFAULT },
+    { BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512, BITAXON_ACCURACY_EXACT },
+    { BITAXON_CPU_AVX2, BITAXON_ACCURACY_NEAR },
+    { BITAXON_CPU_NONE, BITAXON_ACCURACY_NEAR },
+    { BITAXON_CPU_NONE, BITAXON_ACCURACY_FAST },
+    { 0, BITAXON_ACCURACY_NEAR },
+    { 0, BITAXON_ACCURACY_FAST },
+};
+enum { TIERS = sizeof tiers / sizeof tiers[0] };
 
 static int32_t text[MOST];
 
 static bool tier_present(int tier)
 {
-    uint64_t needed = tiers[tier] & ~BITAXON_CPU_NONE;
+    uint64_t needed = tiers[tier].mask & ~BITAXON_CPU_NONE;
     return (bitaxon_cpu_features() & needed) == needed;
 }
 
@@ -44,7 +58,8 @@ static void ok(bitaxon_status status, const bitaxon_error *e, const char *call)
 
 static bitaxon_model *open_model(int which, int tier, uint32_t threads)
 {
-    bitaxon_model_params params = { .struct_size = sizeof params, .path = paths[which], .threads = threads, .cpu_mask = tiers[tier] };
+    bitaxon_model_params params = { .struct_size = sizeof params, .path = paths[which], .threads = threads, .cpu_mask = tiers[tier].mask,
+                                    .accuracy = tiers[tier].accuracy };
     bitaxon_model *model;
     OK(bitaxon_model_open(&params, &model, &error));
     return model;

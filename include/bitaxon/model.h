@@ -26,6 +26,19 @@ enum {
     BITAXON_MODEL_NO_TOKENIZER = 8    /* do not read tokenizer.json */
 };
 
+/* How products with quantised weights are computed (docs/kernels.md has the definitions). Reading a
+ * prompt and decoding are the same arithmetic in each; so are any split of a prompt, any
+ * batch and any number of threads, to the bit. Unquantised weights, routing, the scan and
+ * attention are computed in f32 in all of them.
+ * Errors: of one product of 2560 Gaussian inputs, relative to its root mean square. */
+enum {
+    BITAXON_ACCURACY_DEFAULT = 0, /* NEAR with any instruction set beyond plain C, else EXACT */
+    BITAXON_ACCURACY_EXACT = 1,   /* activations in f32; 1.5e-7 */
+    BITAXON_ACCURACY_NEAR = 2,    /* activations as integers of 16 bits (at most 32512 in 64 inputs; with
+                                   * NF4 4095, and codes of 14 bits), sums exact; 2e-5, NF4 2e-4 */
+    BITAXON_ACCURACY_FAST = 3     /* activations as integers of 8 bits; 6e-3, NF4 9e-3 */
+};
+
 typedef struct bitaxon_model_params {
     uint32_t struct_size;
     uint32_t flags;           /* BITAXON_MODEL_* */
@@ -46,6 +59,8 @@ typedef struct bitaxon_model_params {
     uint64_t max_bytes;
     bitaxon_progress_fn progress; /* nullable; BITAXON_STAGE_LOAD */
     void *progress_user;
+    int32_t accuracy; /* BITAXON_ACCURACY_* */
+    uint32_t reserved0;
 } bitaxon_model_params;
 
 #define BITAXON_CPU_NONE 0x8000000000000000u
@@ -102,7 +117,8 @@ BITAXON_API bitaxon_status bitaxon_model_info_int(const bitaxon_model *model, co
                                                   int64_t *out, bitaxon_error *error);
 
 /* Facts as text or real numbers, in text: rms_norm_eps rope_theta architecture
- * path fingerprint (32 hex digits) tied ("tied" or "untied") kernels (tier names).
+ * path fingerprint (32 hex digits) tied ("tied" or "untied") kernels (tier names)
+ * accuracy ("exact", "near" or "fast": the one in use).
  * Params:    buffer, capacity  may be NULL, 0.  need  bytes with the terminator; nullable.
  * Returns:   OK; LIMIT when the buffer is too small (need is set); INVALID_ARGUMENT.
  * Thread:    any-thread.  Since: 0.1 */

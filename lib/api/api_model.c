@@ -48,6 +48,10 @@ static bitaxon_status check_params(const bitaxon_model_params *p, bitaxon_error 
     if ((p->flags & BITAXON_MODEL_TOKENIZER_ONLY) != 0 && (p->flags & BITAXON_MODEL_NO_TOKENIZER) != 0)
         return bxn_fail(error, BITAXON_INVALID_ARGUMENT,
                         "bitaxon_model_params: TOKENIZER_ONLY and NO_TOKENIZER leave nothing to open");
+    if (p->accuracy < BITAXON_ACCURACY_DEFAULT || p->accuracy > BITAXON_ACCURACY_FAST)
+        return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "bitaxon_model_params: accuracy %d is unknown", p->accuracy);
+    if (p->reserved0 != 0)
+        return bxn_fail(error, BITAXON_UNSUPPORTED, "bitaxon_model_params: reserved0 is %u, must be 0", p->reserved0);
     if (p->threads > 256)
         return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "bitaxon_model_params: threads is %u, at most 256", p->threads);
     return BITAXON_OK;
@@ -158,6 +162,10 @@ static bitaxon_status open_all(bitaxon_model *model, const bitaxon_model_params 
     if (status == BITAXON_OK)
         status = bxn_import_bit_axon(&model->mem, tensors, plan, &progress, &model->core, &model->loaded, error);
     if (status == BITAXON_OK) {
+        int32_t best = model->core.kernels.features != 0 ? BITAXON_ACCURACY_NEAR : BITAXON_ACCURACY_EXACT;
+        model->accuracy = p->accuracy == BITAXON_ACCURACY_DEFAULT ? best : p->accuracy;
+        if (!plan && model->accuracy != BITAXON_ACCURACY_EXACT)
+            bxn_model_integers(&model->core, model->accuracy == BITAXON_ACCURACY_FAST);
         model->has_weights = true;
         model->packed = bxn_tensors_meta(tensors, "bitaxon.packed") != NULL;
     }

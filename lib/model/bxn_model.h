@@ -80,6 +80,10 @@ typedef struct bxn_model {
 /* Fill state_offset of every SSM sublayer, kv_index, counts and state_floats. */
 void bxn_model_number(bxn_model *model);
 
+/* From now on products with quantised weights take integer activations (`fast`: of 8 bits, else of
+ * 16). Routers and shared gates stay exact. Before any pass. */
+void bxn_model_integers(bxn_model *model, bool fast);
+
 /* Bytes of a workspace for sequences of at most max_tokens; then make and free it. */
 size_t bxn_workspace_bytes(const bxn_config *config, uint64_t max_tokens);
 bitaxon_status bxn_workspace_create(bxn_mem *mem, const bxn_config *config, uint64_t max_tokens,

@@ -43,6 +43,7 @@ bitaxon_status bxn_forward(const bxn_model *model, const bxn_exec *exec, const i
             status = bxn_ssm_forward(exec, &sub->u.ssm, count, segments, segment_count);
             break;
         case BXN_OP_ATTENTION:
+            bxn_pad_rows(ws->o, ws->ld_d, D, count);
             status = bxn_attention_forward(exec, &sub->u.attention, count, segments, segment_count);
             break;
         case BXN_OP_MOE:

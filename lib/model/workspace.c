@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* workspace.c - the buffers of one pass, cut from one block by one table. The block is
- * cleared once: the padding of rows (kernels.h) stays zero for ever, since nobody
- * writes it. For the same reason buffers never share their place. Scores, which may be
- * large, are left as they are: memory is touched when it is used. */
+/* workspace.c - the buffers of one pass, cut from one block by one table. What lives from op to op
+ * comes first and is cleared once: the padding of its rows (kernels.h) stays zero for
+ * ever, since nobody writes it. The buffers of one kind of op share their place with those of
+ * the other kinds, and each op clears the padding of its own rows. Memory is touched when it is used. */
 #include "model/bxn_model.h"
 
 #include <string.h>
+
+static size_t most(size_t a, size_t b) { return a > b ? a : b; }
 
 /* Walks the table twice: first with memory NULL to add up, then to place. */
 static size_t place(const bxn_config *config, uint64_t max_tokens, bxn_workspace *ws)
@@ -13,9 +15,7 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bxn_workspace
     size_t T = BXN_TILE, D = config->hidden_dim, S = config->d_source_model, I = config->moe_intermediate_dim;
     size_t E = D * config->ssm_expand, N = config->ssm_d_state, X = config->moe_num_experts, k = config->moe_top_k;
     uint64_t window = config->swa_window_size < max_tokens ? config->swa_window_size : max_tokens;
-    size_t widest = D > E ? D : E;
-    widest = widest > I ? widest : I;
-    widest = widest > S ? widest : S;
+    size_t widest = most(most(D, E), most(I, S));
 
     ws->ld_d = bxn_round_up(D, BXN_UNIT_COLS);
     ws->ld_s = bxn_round_up(S, BXN_UNIT_COLS);
@@ -25,6 +25,7 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bxn_workspace
     ws->ld_i = bxn_round_up(I, BXN_UNIT_COLS);
     ws->ld_x = bxn_round_up(X, BXN_UNIT_COLS);
     ws->ld_sum = bxn_round_up(bxn_round_up(widest, BXN_UNIT_COLS) / BXN_SUB_BLOCK, 16);
+    size_t in_d = bxn_input_bytes(D), in_e = bxn_input_bytes(E), in_i = bxn_input_bytes(I);
     ws->score_stride = bxn_round_up((size_t)window, 16) + 32;
 
     bool moe = false, ssm = false, attention = false;
@@ -34,46 +35,52 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bxn_workspace
         attention |= kind == BXN_LAYER_SWA_MOE;
         moe |= kind != BXN_LAYER_SSM;
     }
+    size_t inputs = most(2 * in_d, bxn_input_bytes(S)); /* two kinds of integers at a time at most */
+    inputs = most(inputs, ssm ? in_d + in_e : 0);
+    inputs = most(inputs, moe ? (k + 1) * in_i : 0);
+    enum { ALWAYS, SSM, ATTENTION, MOE, OPS };
     const struct {
         void *slot; /* of the pointer to set */
-        size_t count;
+        int op;
+        size_t count; /* of 4 bytes */
     } table[] = {
-        { &ws->x, T * ws->ld_d },
-        { &ws->n, T * ws->ld_d },
-        { &ws->r, T * ws->ld_d },
-        { &ws->s, T * ws->ld_s },
-        { &ws->sums, T * k * ws->ld_sum },
-        { &ws->sums2, moe ? T * ws->ld_sum : 0 },
-        { &ws->xz, ssm ? T * ws->ld_2e : 0 },
-        { &ws->xc, ssm ? T * ws->ld_e : 0 },
-        { &ws->bcd, ssm ? T * ws->ld_bcd : 0 },
-        { &ws->y, ssm ? T * ws->ld_e : 0 },
-        { &ws->q, attention ? T * ws->ld_d : 0 },
-        { &ws->k, attention ? T * ws->ld_d : 0 },
-        { &ws->v, attention ? T * ws->ld_d : 0 },
-        { &ws->o, attention ? T * ws->ld_d : 0 },
-        { &ws->route, moe ? T * ws->ld_x : 0 },
-        { &ws->weight, moe ? T * k : 0 },
-        { &ws->shared_s, moe ? T * BXN_UNIT_COLS : 0 },
-        { &ws->picked, moe ? T * k : 0 },
-        { &ws->pair_row, moe ? T * k : 0 },
-        { &ws->pair_of, moe ? T * k : 0 },
-        { &ws->first, moe ? X + 1 : 0 },
-        { &ws->a, moe ? T * k * ws->ld_i : 0 },
-        { &ws->b, moe ? T * k * ws->ld_i : 0 },
-        { &ws->sa, moe ? T * ws->ld_i : 0 },
-        { &ws->sb, moe ? T * ws->ld_i : 0 },
-        { &ws->e, moe ? T * k * ws->ld_d : 0 },
-        /* the last: scratch of the kernels, not rows, and not cleared */
-        { &ws->scores, attention ? config->num_heads * BXN_QUERIES * ws->score_stride : 0 },
+        { &ws->x, ALWAYS, T * ws->ld_d },
+        { &ws->n, ALWAYS, T * ws->ld_d },
+        { &ws->s, ALWAYS, T * ws->ld_s },
+        /* from here on not cleared */
+        { &ws->inputs, ALWAYS, T * inputs / 4 },
+        { &ws->sums, ALWAYS, T * ws->ld_sum },
+        { &ws->xz, SSM, ssm ? T * ws->ld_2e : 0 },
+        { &ws->xc, SSM, ssm ? T * ws->ld_e : 0 },
+        { &ws->bcd, SSM, ssm ? T * ws->ld_bcd : 0 },
+        { &ws->y, SSM, ssm ? T * ws->ld_e : 0 },
+        { &ws->q, ATTENTION, attention ? T * ws->ld_d : 0 },
+        { &ws->k, ATTENTION, attention ? T * ws->ld_d : 0 },
+        { &ws->v, ATTENTION, attention ? T * ws->ld_d : 0 },
+        { &ws->o, ATTENTION, attention ? T * ws->ld_d : 0 },
+        { &ws->scores, ATTENTION, attention ? config->num_heads * BXN_QUERIES * ws->score_stride : 0 },
+        { &ws->route, MOE, moe ? T * ws->ld_x : 0 },
+        { &ws->weight, MOE, moe ? T * k : 0 },
+        { &ws->shared_s, MOE, moe ? T * BXN_UNIT_COLS : 0 },
+        { &ws->picked, MOE, moe ? T * k : 0 },
+        { &ws->pair_row, MOE, moe ? T * k : 0 },
+        { &ws->pair_of, MOE, moe ? T * k : 0 },
+        { &ws->first, MOE, moe ? X + 1 : 0 },
+        { &ws->used, MOE, moe ? X : 0 },
+        { &ws->a, MOE, moe ? T * (k + 1) * ws->ld_i : 0 },
+        { &ws->b, MOE, moe ? T * (k + 1) * ws->ld_i : 0 },
+        { &ws->e, MOE, moe ? T * k * ws->ld_d : 0 },
     };
-    size_t offset = 0;
+    size_t end[OPS] = { 0 };
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+        int op = table[i].op;
+        size_t offset = end[op] != 0 ? end[op] : end[ALWAYS];
         char *at = ws->memory != NULL ? (char *)ws->memory + offset : NULL;
-        memcpy(table[i].slot, &at, sizeof at); /* float * and int32_t * alike */
-        offset += bxn_round_up(table[i].count * 4, BXN_ALIGN);
+        memcpy(table[i].slot, &at, sizeof at); /* all pointers to objects are alike */
+        end[op] = offset + bxn_round_up(table[i].count * 4, BXN_ALIGN);
     }
-    return offset;
+    ws->r = ws->n;
+    return most(most(end[ALWAYS], end[SSM]), most(end[ATTENTION], end[MOE]));
 }
 
 size_t bxn_workspace_bytes(const bxn_config *config, uint64_t max_tokens)
@@ -92,7 +99,7 @@ bitaxon_status bxn_workspace_create(bxn_mem *mem, const bxn_config *config, uint
         return status;
     out->bytes = bytes;
     place(config, max_tokens, out);
-    memset(out->memory, 0, (size_t)((char *)out->scores - (char *)out->memory));
+    memset(out->memory, 0, (size_t)((char *)out->inputs - (char *)out->memory));
     return BITAXON_OK;
 }
 

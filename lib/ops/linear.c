@@ -1,12 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* linear.c - y = x W^T for weights in any form, and lists of such products that share
- * one parallel region (q, k, v; gate and up of all experts). How rows are cut into
- * tasks never shows in a result: kernels compute each output by one fixed order. */
+ * one parallel region (q, k, v; the downs of all experts). Called by every op. What products read of
+ * their inputs besides the floats - sums of blocks, integers of the near and fast tiers - is
+ * made once per row here. How rows are cut into tasks never shows in a result: kernels
+ * compute each output by one fixed order. */
 #include "ops/ops.h"
+
+#include <string.h>
 
 #include "quant/quant.h"
 
 #define MAX_JOBS 64
+#define MAX_RANGES 1024
+#define SERIAL_ROWS 8 /* fewer rows are not worth waking anybody for */
 
 bool bxn_weight_needs_sums(const bxn_weight *w)
 {
@@ -23,6 +29,141 @@ void bxn_weight_row(const bxn_weight *w, uint32_t row, float *out)
     bxn_to_f32((const char *)w->dense.data + row * row_bytes, w->dense.dtype, w->cols, out);
 }
 
+/* ---- parallel regions ------------------------------------------------------------------ */
+
+typedef struct range {
+    uint32_t item, begin, end;
+} range;
+
+typedef struct ranges_context {
+    bxn_range_task task;
+    void *context;
+    range ranges[MAX_RANGES];
+} ranges_context;
+
+static void ranges_task(void *context, uint32_t index)
+{
+    const ranges_context *c = context;
+    const range *r = &c->ranges[index];
+    c->task(c->context, r->item, r->begin, r->end);
+}
+
+/* Long ranges first, which kernels walk as several streams, and short ones at the end of the
+ * list, so that nobody waits long for the last: each takes a fixed part of what is left. */
+static uint32_t cut(const bxn_item *items, uint32_t count, uint32_t threads, range *out)
+{
+    const uint64_t most = (uint64_t)16 << 20; /* work units of a task: some milliseconds in plain C */
+    uint64_t left = 0;
+    for (uint32_t i = 0; i < count; i++)
+        left += items[i].groups * items[i].cost;
+    uint64_t least = left / (MAX_RANGES / 4) + 1;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t cost = items[i].cost == 0 ? 1 : items[i].cost;
+        for (uint32_t begin = 0; begin < items[i].groups;) {
+            uint64_t work = left / (2 * (uint64_t)threads);
+            work = work < most ? work : most;
+            uint64_t size = (work > least ? work : least) / cost;
+            size = size < 2 ? 2 : size >= 4 ? size / 4 * 4 : size;
+            uint64_t rest = items[i].groups - begin;
+            size = n + (count - i) >= MAX_RANGES || size > rest ? rest : size;
+            out[n++] = (range){ i, begin, begin + (uint32_t)size };
+            begin += (uint32_t)size;
+            left -= left < size * cost ? left : size * cost;
+        }
+    }
+    return n;
+}
+
+bitaxon_status bxn_ranges_run(const bxn_exec *exec, const bxn_item *items, uint32_t count,
+                              bxn_range_task task, void *context)
+{
+    ranges_context c;
+    c.task = task;
+    c.context = context;
+    uint32_t n = cut(items, count, bxn_pool_threads(exec->pool), c.ranges);
+    return bxn_pool_run(exec->pool, n, ranges_task, &c, exec->cancel);
+}
+
+bitaxon_status bxn_rows_run(const bxn_exec *exec, uint32_t rows, bxn_task task, void *context)
+{
+    if (rows >= SERIAL_ROWS)
+        return bxn_pool_run(exec->pool, rows, task, context, exec->cancel);
+    for (uint32_t t = 0; t < rows; t++)
+        task(context, t);
+    return BITAXON_OK;
+}
+
+/* ---- inputs ------------------------------------------------------------------------------ */
+
+/* Bytes of one row of sums, integers of the largest kind, and their scales. */
+size_t bxn_input_bytes(size_t columns)
+{
+    columns = bxn_round_up(columns, BXN_UNIT_COLS);
+    return bxn_round_up(columns / BXN_SUB_BLOCK * sizeof(float), BXN_ALIGN) + bxn_xq_bytes(BXN_XQ_NEAR8, columns) +
+           bxn_round_up(columns / BXN_XQ_BLOCK * sizeof(float), BXN_ALIGN);
+}
+
+typedef struct inputs_context {
+    const bxn_kernels *kernels;
+    const bxn_input *inputs;
+    uint32_t count;
+} inputs_context;
+
+static void input_task(void *context, uint32_t row)
+{
+    const inputs_context *c = context;
+    const bxn_input *in = c->inputs;
+    for (; row >= in->rows; in++)
+        row -= in->rows;
+    const float *x = in->x + row * in->ldx;
+    size_t columns = bxn_round_up(in->cols, BXN_UNIT_COLS);
+    if (in->sums != NULL)
+        c->kernels->block_sums(x, columns / BXN_SUB_BLOCK, in->sums + row * in->ldsum);
+    if (in->kind != BXN_XQ_NONE)
+        c->kernels->quant_x(in->kind, x, columns, in->xq + row * in->ldxq, in->xscale + row * in->ldxscale);
+}
+
+bitaxon_status bxn_inputs_make(const bxn_exec *exec, bxn_input *inputs, uint32_t count)
+{
+    bxn_workspace *ws = exec->ws;
+    uint32_t rows = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        bxn_input *in = &inputs[i];
+        size_t columns = bxn_round_up(in->cols, BXN_UNIT_COLS);
+        unsigned char *at = ws->inputs + ws->inputs_used;
+        in->ldsum = bxn_round_up(columns / BXN_SUB_BLOCK, 16);
+        in->ldxq = bxn_xq_bytes(in->kind, columns);
+        in->ldxscale = bxn_round_up(columns / BXN_XQ_BLOCK, 16);
+        in->sums = in->summed ? (float *)(void *)at : NULL;
+        at += in->summed ? in->rows * in->ldsum * sizeof(float) : 0;
+        in->xscale = (float *)(void *)at;
+        at += in->kind != BXN_XQ_NONE ? in->rows * in->ldxscale * sizeof(float) : 0;
+        in->xq = at;
+        at += in->rows * in->ldxq;
+        ws->inputs_used = (size_t)(at - ws->inputs);
+        rows += in->summed || in->kind != BXN_XQ_NONE ? in->rows : 0;
+    }
+    inputs_context c = { exec->kernels, inputs, count };
+    if (rows == 0)
+        return BITAXON_OK;
+    for (uint32_t i = rows = 0; i < count; i++)
+        rows += inputs[i].rows;
+    return bxn_rows_run(exec, rows, input_task, &c);
+}
+
+void bxn_input_use(const bxn_input *in, bxn_mm_args *args)
+{
+    args->x = in->x;
+    args->ldx = in->ldx;
+    args->xsum = in->sums;
+    args->ldsum = in->ldsum;
+    args->xq = in->xq;
+    args->ldxq = in->ldxq;
+    args->xscale = in->xscale;
+    args->ldxscale = in->ldxscale;
+}
+
 typedef struct sums_context {
     const bxn_kernels *kernels;
     const float *x;
@@ -36,79 +177,107 @@ static void sums_task(void *context, uint32_t token)
     c->kernels->block_sums(c->x + token * c->ldx, c->blocks, c->out + token * c->ld_sum);
 }
 
-/* Few tokens are not worth waking anybody for. */
-static bitaxon_status run_rows(const bxn_exec *exec, uint32_t tokens, bxn_task task, void *context)
-{
-    if (tokens >= 8)
-        return bxn_pool_run(exec->pool, tokens, task, context, exec->cancel);
-    for (uint32_t t = 0; t < tokens; t++)
-        task(context, t);
-    return BITAXON_OK;
-}
-
 bitaxon_status bxn_linear_sums(const bxn_exec *exec, const float *x, size_t ldx, uint32_t cols,
                                uint32_t tokens, float *out)
 {
     sums_context c = { exec->kernels, x, out, ldx, exec->ws->ld_sum,
                        bxn_round_up(cols, BXN_UNIT_COLS) / BXN_SUB_BLOCK };
-    return run_rows(exec, tokens, sums_task, &c);
+    return bxn_rows_run(exec, tokens, sums_task, &c);
 }
 
-/* Row groups of 16 of a job, packed or not. */
-static uint32_t job_groups(const bxn_linear_job *job)
+/* ---- products ------------------------------------------------------------------------------ */
+
+void bxn_product(const bxn_kernels *kernels, const bxn_weight *w, uint32_t group_begin, uint32_t group_end,
+                 const bxn_mm_args *args)
 {
-    return job->args.count == 0 ? 0 : (job->w->rows + BXN_UNIT_ROWS - 1) / BXN_UNIT_ROWS;
+    if (args->count == 0)
+        return;
+    if (w->kind == BXN_WEIGHT_PACKED) {
+        bool four = w->packed.code_bits == 4;
+        (w->xq == BXN_XQ_NONE      ? (four ? kernels->mm_packed4 : kernels->mm_packed8)
+         : w->xq < BXN_XQ_FAST4    ? (four ? kernels->mm_near4 : kernels->mm_near8)
+                                   : (four ? kernels->mm_fast4 : kernels->mm_fast8))(&w->packed, group_begin,
+                                                                                    group_end, args);
+        return;
+    }
+    uint32_t row_end = group_end * BXN_UNIT_ROWS < w->rows ? group_end * BXN_UNIT_ROWS : w->rows;
+    (w->dense.dtype == BXN_F32   ? kernels->mm_f32
+     : w->dense.dtype == BXN_F16 ? kernels->mm_f16
+                                 : kernels->mm_bf16)(&w->dense, group_begin * BXN_UNIT_ROWS, row_end, args);
+}
+
+uint64_t bxn_product_cost(const bxn_weight *w, uint32_t tokens)
+{
+    return (uint64_t)BXN_UNIT_ROWS * w->cols * tokens;
 }
 
 typedef struct jobs_context {
     const bxn_kernels *kernels;
-    const bxn_linear_job *jobs;
-    uint32_t block[MAX_JOBS]; /* row groups per task */
-    uint32_t end[MAX_JOBS];   /* first task after job i's */
+    bxn_linear_job jobs[MAX_JOBS];
 } jobs_context;
 
-static void jobs_task(void *context, uint32_t index)
+static void jobs_task(void *context, uint32_t item, uint32_t begin, uint32_t end)
 {
     const jobs_context *c = context;
-    uint32_t i = 0;
-    while (index >= c->end[i])
-        i++;
-    const bxn_linear_job *job = &c->jobs[i];
-    uint32_t begin = (index - (i == 0 ? 0 : c->end[i - 1])) * c->block[i], end = begin + c->block[i];
-    uint32_t groups = job_groups(job);
-    if (end > groups)
-        end = groups;
-    const bxn_weight *w = job->w;
-    if (w->kind == BXN_WEIGHT_PACKED) {
-        (w->packed.code_bits == 4 ? c->kernels->mm_packed4 : c->kernels->mm_packed8)(&w->packed, begin, end,
-                                                                                    &job->args);
-        return;
+    bxn_product(c->kernels, c->jobs[item].w, begin, end, &c->jobs[item].args);
+}
+
+/* What the jobs lack of their inputs, once for all that have the same. */
+static bitaxon_status make_inputs(const bxn_exec *exec, bxn_linear_job *jobs, uint32_t count)
+{
+    bxn_input inputs[MAX_JOBS];
+    uint8_t input_of[MAX_JOBS];
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const bxn_weight *w = jobs[i].w;
+        const bxn_mm_args *args = &jobs[i].args;
+        bxn_xq_kind kind = args->xq == NULL ? w->xq : BXN_XQ_NONE;
+        bool sums = args->xsum == NULL && bxn_weight_needs_sums(w);
+        input_of[i] = MAX_JOBS;
+        if (args->count == 0 || args->rows != NULL || (kind == BXN_XQ_NONE && !sums))
+            continue;
+        uint32_t at = 0;
+        while (at < n && !(inputs[at].x == args->x && inputs[at].rows == args->count &&
+                           (inputs[at].kind == kind || kind == BXN_XQ_NONE || inputs[at].kind == BXN_XQ_NONE)))
+            at++;
+        if (at == n)
+            inputs[n++] = (bxn_input){ .x = args->x, .ldx = args->ldx, .cols = w->cols, .rows = args->count };
+        if (kind != BXN_XQ_NONE)
+            inputs[at].kind = kind;
+        inputs[at].summed |= sums;
+        input_of[i] = (uint8_t)at;
     }
-    uint32_t row_end = end * BXN_UNIT_ROWS < w->rows ? end * BXN_UNIT_ROWS : w->rows;
-    (w->dense.dtype == BXN_F32   ? c->kernels->mm_f32
-     : w->dense.dtype == BXN_F16 ? c->kernels->mm_f16
-                                 : c->kernels->mm_bf16)(&w->dense, begin * BXN_UNIT_ROWS, row_end, &job->args);
+    bitaxon_status status = n == 0 ? BITAXON_OK : bxn_inputs_make(exec, inputs, n);
+    for (uint32_t i = 0; i < count && status == BITAXON_OK; i++) {
+        if (input_of[i] == MAX_JOBS)
+            continue;
+        bxn_mm_args had = jobs[i].args;
+        bxn_input_use(&inputs[input_of[i]], &jobs[i].args);
+        if (had.xsum != NULL) {
+            jobs[i].args.xsum = had.xsum;
+            jobs[i].args.ldsum = had.ldsum;
+        }
+    }
+    return status;
 }
 
 static bitaxon_status run_jobs(const bxn_exec *exec, const bxn_linear_job *jobs, uint32_t count)
 {
     jobs_context c;
+    bxn_item items[MAX_JOBS];
+    size_t used = exec->ws->inputs_used;
     c.kernels = exec->kernels;
-    c.jobs = jobs;
-    uint64_t groups = 0;
-    for (uint32_t i = 0; i < count; i++)
-        groups += job_groups(&jobs[i]);
-    /* One token: long row ranges, which the kernels walk as several memory streams. Many
-     * tokens: small panels, which balance. */
-    uint64_t share = groups / (4 * (uint64_t)bxn_pool_threads(exec->pool)) + 3;
-    uint32_t tasks = 0;
+    memcpy(c.jobs, jobs, count * sizeof *jobs);
+    bitaxon_status status = make_inputs(exec, c.jobs, count);
     for (uint32_t i = 0; i < count; i++) {
-        uint32_t block = jobs[i].args.count > 1 ? 2 : (uint32_t)(share < 1024 ? share : 1024) / 4 * 4;
-        c.block[i] = block < 2 ? 4 : block;
-        tasks += (job_groups(&jobs[i]) + c.block[i] - 1) / c.block[i];
-        c.end[i] = tasks;
+        uint32_t groups = (jobs[i].w->rows + BXN_UNIT_ROWS - 1) / BXN_UNIT_ROWS;
+        items[i] = (bxn_item){ jobs[i].args.count == 0 ? 0 : groups,
+                               bxn_product_cost(jobs[i].w, jobs[i].args.count) };
     }
-    return bxn_pool_run(exec->pool, tasks, jobs_task, &c, exec->cancel);
+    if (status == BITAXON_OK)
+        status = bxn_ranges_run(exec, items, count, jobs_task, &c);
+    exec->ws->inputs_used = used;
+    return status;
 }
 
 bitaxon_status bxn_linear_jobs(const bxn_exec *exec, const bxn_linear_job *jobs, uint32_t count)
@@ -122,12 +291,6 @@ bitaxon_status bxn_linear_jobs(const bxn_exec *exec, const bxn_linear_job *jobs,
 bitaxon_status bxn_linear(const bxn_exec *exec, const bxn_weight *w, const float *x, size_t ldx,
                           uint32_t tokens, float *y, size_t ldy)
 {
-    if (bxn_weight_needs_sums(w)) {
-        bitaxon_status status = bxn_linear_sums(exec, x, ldx, w->cols, tokens, exec->ws->sums);
-        if (status != BITAXON_OK)
-            return status;
-    }
-    bxn_linear_job job = { w, { .x = x, .ldx = ldx, .count = tokens, .y = y, .ldy = ldy,
-                                .xsum = exec->ws->sums, .ldsum = exec->ws->ld_sum } };
+    bxn_linear_job job = { w, { .x = x, .ldx = ldx, .count = tokens, .y = y, .ldy = ldy } };
     return bxn_linear_jobs(exec, &job, 1);
 }

@@ -3,7 +3,10 @@
  * renormalising, SwiGLU experts, and one shared expert behind a sigmoid gate. Tokens are
  * grouped by expert for the products; what a token gets is independent of its
  * neighbours, because a product's row is, and its k results are added in the order
- * of its own picks (largest first, ties to the lower expert), the shared one first. */
+ * of its own picks (largest first, ties to the lower expert), the shared one first.
+ *
+ * Two regions: gate, up and SwiGLU of all experts; then all downs. With few tokens the routing is
+ * the first task of the first region, beside the shared expert, which needs none. */
 #include "ops/ops.h"
 
 #include <math.h>
@@ -57,131 +60,222 @@ static void group_pairs(bxn_workspace *ws, const bxn_moe *p, uint32_t tokens)
     ws->first[0] = 0;
 }
 
-/* Jobs are gathered and run when the list is full, so that any number of experts fits. */
-typedef struct job_list {
-    const bxn_exec *exec;
-    bxn_linear_job jobs[64];
-    uint32_t count;
-    bitaxon_status status;
-} job_list;
-
-static void flush(job_list *list)
+static uint32_t pairs_of(const bxn_workspace *ws, uint32_t expert)
 {
-    if (list->status == BITAXON_OK && list->count != 0)
-        list->status = bxn_linear_jobs(list->exec, list->jobs, list->count);
-    list->count = 0;
+    return (uint32_t)(ws->first[expert + 1] - ws->first[expert]);
 }
 
-static void push(job_list *list, const bxn_weight *w, const float *x, size_t ldx, const float *sums,
-                 const int32_t *rows, uint32_t count, float *y, size_t ldy)
-{
-    if (list->count == 64)
-        flush(list);
-    bxn_linear_job job = { w, { .x = x, .ldx = ldx, .rows = rows, .count = count, .y = y, .ldy = ldy,
-                                .xsum = sums, .ldsum = list->exec->ws->ld_sum } };
-    list->jobs[list->count++] = job;
-}
+enum { SLOTS = 56, ROUTED_APART = 8, MANY_EXPERTS = 64 };
 
 typedef struct moe_context {
     const bxn_exec *exec;
     const bxn_moe *p;
-    uint32_t pairs, dim;
-    bool pair_sums, shared_sums;
+    uint32_t tokens, layer;
+    bxn_input in[2];    /* ws->n with integers of one kind or two */
+    uint32_t slot;      /* the used expert that the first item after it stands for */
+    uint32_t used;      /* experts that have pairs */
+    bitaxon_status status; /* of routing */
+    atomic_int routed;
 } moe_context;
 
-/* SwiGLU of one hidden row, and its block sums for the product that follows. */
-static void hidden_task(void *context, uint32_t index)
+static bitaxon_status route(moe_context *c)
 {
-    const moe_context *c = context;
+    const bxn_moe *p = c->p;
+    bxn_workspace *ws = c->exec->ws;
+    const atomic_int *cancel = c->exec->cancel;
+    for (uint32_t t = 0; t < c->tokens; t++) {
+        if (cancel != NULL && atomic_load_explicit(cancel, memory_order_relaxed) != 0)
+            return BITAXON_CANCELLED;
+        if (!route_row(ws->route + t * ws->ld_x, p, ws->picked + (size_t)t * p->top_k,
+                       ws->weight + (size_t)t * p->top_k))
+            return bxn_fail(c->exec->error, BITAXON_FORMAT,
+                            "layer %u: the router gave a value that is not finite (token %u of the pass)",
+                            c->layer, t);
+    }
+    group_pairs(ws, p, c->tokens);
+    c->used = 0;
+    for (uint32_t e = 0; e < p->experts; e++)
+        if (pairs_of(ws, e) != 0)
+            ws->used[c->used++] = (int32_t)e;
+    return BITAXON_OK;
+}
+
+/* y = n W^T for the rows of the tokens (rows NULL: all). */
+static bxn_mm_args args_for(const moe_context *c, const bxn_weight *w, const int32_t *rows, uint32_t count,
+                            float *y, size_t ldy)
+{
+    bxn_mm_args args = { .rows = rows, .count = count, .y = y, .ldy = ldy };
+    bxn_input_use(&c->in[w->xq != BXN_XQ_NONE && w->xq != c->in[0].kind ? 1 : 0], &args);
+    return args;
+}
+
+static void routing_products(const moe_context *c)
+{
+    const bxn_workspace *ws = c->exec->ws;
+    const bxn_moe *p = c->p;
+    bxn_mm_args args = args_for(c, &p->router, NULL, c->tokens, ws->route, ws->ld_x);
+    bxn_product(c->exec->kernels, &p->router, 0, (p->experts + BXN_UNIT_ROWS - 1) / BXN_UNIT_ROWS, &args);
+    if (!p->shared)
+        return;
+    args = args_for(c, &p->shared_gate, NULL, c->tokens, ws->shared_s, BXN_UNIT_COLS);
+    bxn_product(c->exec->kernels, &p->shared_gate, 0, 1, &args);
+}
+
+/* Hidden columns 16 * begin ... of one expert: gate, up, and SwiGLU of both. */
+static void hidden(const moe_context *c, const bxn_weight *gate, const bxn_weight *up, const int32_t *rows,
+                   uint32_t first, uint32_t count, uint32_t begin, uint32_t end)
+{
     const bxn_workspace *ws = c->exec->ws;
     const bxn_kernels *kernels = c->exec->kernels;
-    bool routed = index < c->pairs;
-    size_t row = routed ? index : index - c->pairs;
-    float *a = (routed ? ws->a : ws->sa) + row * ws->ld_i;
-    const float *b = (routed ? ws->b : ws->sb) + row * ws->ld_i;
-    kernels->silu_mul(a, b, c->p->inner);
-    if (routed ? c->pair_sums : c->shared_sums)
-        kernels->block_sums(a, bxn_round_up(c->p->inner, BXN_UNIT_COLS) / BXN_SUB_BLOCK,
-                            (routed ? ws->sums : ws->sums2) + row * ws->ld_sum);
+    float *a = ws->a + first * ws->ld_i, *b = ws->b + first * ws->ld_i;
+    bxn_mm_args args = args_for(c, gate, rows, count, a, ws->ld_i);
+    bxn_product(kernels, gate, begin, end, &args);
+    args = args_for(c, up, rows, count, b, ws->ld_i);
+    bxn_product(kernels, up, begin, end, &args);
+    size_t column = (size_t)begin * BXN_UNIT_ROWS, width = (size_t)end * BXN_UNIT_ROWS;
+    width = (width < c->p->inner ? width : c->p->inner) - column;
+    for (uint32_t i = 0; i < count; i++)
+        kernels->silu_mul(a + i * ws->ld_i + column, b + i * ws->ld_i + column, width);
+}
+
+static void hidden_task(void *context, uint32_t item, uint32_t begin, uint32_t end)
+{
+    moe_context *c = context;
+    const bxn_workspace *ws = c->exec->ws;
+    const bxn_moe *p = c->p;
+    if (item == 0) {
+        routing_products(c);
+        c->status = route(c);
+        atomic_store_explicit(&c->routed, 1, memory_order_release);
+        return;
+    }
+    if (item == 1) {
+        hidden(c, &p->shared_gate_proj, &p->shared_up_proj, NULL, c->tokens * p->top_k, c->tokens, begin, end);
+        return;
+    }
+    while (atomic_load_explicit(&c->routed, memory_order_acquire) == 0) /* the first task is running */
+        bxn_relax();
+    uint32_t slot = c->slot + item - 2;
+    if (c->status != BITAXON_OK || slot >= c->used)
+        return;
+    uint32_t expert = (uint32_t)ws->used[slot], first = (uint32_t)ws->first[expert];
+    hidden(c, &p->gate[expert], &p->up[expert], ws->pair_row + first, first, pairs_of(ws, expert), begin, end);
+}
+
+/* Block sums and integers of ws->n, for all weights that read it. */
+static bitaxon_status make_input(moe_context *c)
+{
+    const bxn_moe *p = c->p;
+    const bxn_workspace *ws = c->exec->ws;
+    const bxn_weight *readers[] = { &p->router, &p->gate[0], &p->up[0], &p->shared_gate, &p->shared_gate_proj,
+                                    &p->shared_up_proj };
+    uint32_t count = p->shared ? 6 : 3, kinds = 0;
+    bool summed = false;
+    for (uint32_t i = 0; i < count; i++)
+        summed |= bxn_weight_needs_sums(readers[i]);
+    for (uint32_t i = 0; i < 2; i++)
+        c->in[i] = (bxn_input){ .x = ws->n, .ldx = ws->ld_d, .cols = p->router.cols, .rows = c->tokens, .summed = summed };
+    for (uint32_t i = 0; i < count; i++)
+        if (readers[i]->xq != BXN_XQ_NONE && kinds < 2 && (kinds == 0 || c->in[0].kind != readers[i]->xq))
+            c->in[kinds++].kind = readers[i]->xq;
+    return bxn_inputs_make(c->exec, c->in, kinds < 2 ? 1 : 2);
+}
+
+/* ws->n -> ws->a: the first region, or several when there are very many experts. */
+static bitaxon_status run_hidden(moe_context *c)
+{
+    const bxn_moe *p = c->p;
+    uint32_t groups = (p->inner + BXN_UNIT_ROWS - 1) / BXN_UNIT_ROWS, slots = c->tokens * p->top_k;
+    slots = slots < p->experts ? slots : p->experts;
+    bitaxon_status status = BITAXON_OK;
+    atomic_init(&c->routed, 0);
+    if (c->tokens >= ROUTED_APART || p->experts > MANY_EXPERTS || !bxn_pool_in_order(c->exec->pool)) {
+        const bxn_workspace *ws = c->exec->ws;
+        bxn_linear_job jobs[2] = {
+            { &p->router, args_for(c, &p->router, NULL, c->tokens, ws->route, ws->ld_x) },
+            { &p->shared_gate, args_for(c, &p->shared_gate, NULL, c->tokens, ws->shared_s, BXN_UNIT_COLS) },
+        };
+        status = bxn_linear_jobs(c->exec, jobs, p->shared ? 2 : 1);
+        if (status == BITAXON_OK)
+            status = route(c);
+        if (status != BITAXON_OK)
+            return status;
+        slots = c->used;
+        atomic_store(&c->routed, 1);
+    }
+    for (c->slot = 0; c->slot < slots && status == BITAXON_OK; c->slot += SLOTS) {
+        bxn_item items[2 + SLOTS];
+        uint32_t n = slots - c->slot < SLOTS ? slots - c->slot : SLOTS;
+        bool routed = atomic_load(&c->routed) != 0;
+        items[0] = (bxn_item){ routed ? 0 : 1, 0 };
+        items[1] = (bxn_item){ p->shared && c->slot == 0 ? groups : 0, 2 * bxn_product_cost(&p->gate[0], c->tokens) };
+        for (uint32_t i = 0; i < n; i++) {
+            uint64_t rows = routed ? pairs_of(c->exec->ws, (uint32_t)c->exec->ws->used[c->slot + i]) : 1;
+            items[2 + i] = (bxn_item){ groups, 2 * bxn_product_cost(&p->gate[0], 1) * rows };
+        }
+        status = bxn_ranges_run(c->exec, items, 2 + n, hidden_task, c);
+        if (status == BITAXON_OK)
+            status = c->status;
+    }
+    return status;
 }
 
 static void combine_task(void *context, uint32_t token)
 {
     const moe_context *c = context;
     const bxn_workspace *ws = c->exec->ws;
+    const bxn_moe *p = c->p;
+    uint32_t dim = p->router.cols;
     float *r = ws->r + token * ws->ld_d;
-    if (c->p->shared) {
+    if (p->shared) {
         float gate = (float)(1.0 / (1.0 + exp(-(double)ws->shared_s[token * (size_t)BXN_UNIT_COLS])));
-        for (uint32_t i = 0; i < c->dim; i++)
+        for (uint32_t i = 0; i < dim; i++)
             r[i] *= gate;
     } else {
-        memset(r, 0, c->dim * sizeof *r);
+        memset(r, 0, dim * sizeof *r);
     }
-    for (uint32_t i = 0; i < c->p->top_k; i++) {
-        size_t pick = (size_t)token * c->p->top_k + i;
-        c->exec->kernels->scale_add(r, ws->e + (size_t)ws->pair_of[pick] * ws->ld_d, ws->weight[pick], c->dim);
+    for (uint32_t i = 0; i < p->top_k; i++) {
+        size_t pick = (size_t)token * p->top_k + i;
+        c->exec->kernels->scale_add(r, ws->e + (size_t)ws->pair_of[pick] * ws->ld_d, ws->weight[pick], dim);
     }
+}
+
+/* ws->a -> ws->e and, for the shared expert, ws->r. */
+static bitaxon_status run_down(const moe_context *c)
+{
+    const bxn_moe *p = c->p;
+    const bxn_workspace *ws = c->exec->ws;
+    bxn_linear_job jobs[SLOTS + 1];
+    uint32_t count = 0;
+    bitaxon_status status = BITAXON_OK;
+    if (p->shared)
+        jobs[count++] = (bxn_linear_job){ &p->shared_down_proj,
+                                          { .x = ws->a + (size_t)c->tokens * p->top_k * ws->ld_i, .ldx = ws->ld_i,
+                                            .count = c->tokens, .y = ws->r, .ldy = ws->ld_d } };
+    for (uint32_t i = 0; i < c->used && status == BITAXON_OK; i++) {
+        uint32_t expert = (uint32_t)ws->used[i], first = (uint32_t)ws->first[expert];
+        jobs[count++] = (bxn_linear_job){ &p->down[expert],
+                                          { .x = ws->a + first * ws->ld_i, .ldx = ws->ld_i, .count = pairs_of(ws, expert),
+                                            .y = ws->e + first * ws->ld_d, .ldy = ws->ld_d } };
+        if (count == SLOTS + 1 || i + 1 == c->used) {
+            status = bxn_linear_jobs(c->exec, jobs, count);
+            count = 0;
+        }
+    }
+    return status;
 }
 
 bitaxon_status bxn_moe_forward(const bxn_exec *exec, const bxn_moe *p, uint32_t tokens, uint32_t layer)
 {
     bxn_workspace *ws = exec->ws;
-    uint32_t dim = p->router.cols;
-    bitaxon_status status = bxn_linear_sums(exec, ws->n, ws->ld_d, dim, tokens, ws->sums);
-    if (status != BITAXON_OK)
-        return status;
-
-    /* What needs no routing: router, shared gate, the shared expert's first half. */
-    job_list list = { .exec = exec };
-    push(&list, &p->router, ws->n, ws->ld_d, ws->sums, NULL, tokens, ws->route, ws->ld_x);
-    if (p->shared) {
-        push(&list, &p->shared_gate, ws->n, ws->ld_d, ws->sums, NULL, tokens, ws->shared_s, BXN_UNIT_COLS);
-        push(&list, &p->shared_gate_proj, ws->n, ws->ld_d, ws->sums, NULL, tokens, ws->sa, ws->ld_i);
-        push(&list, &p->shared_up_proj, ws->n, ws->ld_d, ws->sums, NULL, tokens, ws->sb, ws->ld_i);
-    }
-    flush(&list);
-    if (list.status != BITAXON_OK)
-        return list.status;
-
-    for (uint32_t t = 0; t < tokens; t++) {
-        if (exec->cancel != NULL && atomic_load_explicit(exec->cancel, memory_order_relaxed) != 0)
-            return BITAXON_CANCELLED;
-        if (!route_row(ws->route + t * ws->ld_x, p, ws->picked + (size_t)t * p->top_k,
-                       ws->weight + (size_t)t * p->top_k))
-            return bxn_fail(exec->error, BITAXON_FORMAT,
-                            "layer %u: the router gave a value that is not finite (token %u of the pass)",
-                            layer, t);
-    }
-    group_pairs(ws, p, tokens);
-
-    for (uint32_t e = 0; e < p->experts; e++) {
-        uint32_t first = (uint32_t)ws->first[e], count = (uint32_t)ws->first[e + 1] - first;
-        if (count == 0)
-            continue;
-        push(&list, &p->gate[e], ws->n, ws->ld_d, ws->sums, ws->pair_row + first, count, ws->a + first * ws->ld_i, ws->ld_i);
-        push(&list, &p->up[e], ws->n, ws->ld_d, ws->sums, ws->pair_row + first, count, ws->b + first * ws->ld_i, ws->ld_i);
-    }
-    flush(&list);
-    if (list.status != BITAXON_OK)
-        return list.status;
-
-    moe_context c = { exec, p, tokens * p->top_k, dim, bxn_weight_needs_sums(&p->down[0]),
-                      p->shared && bxn_weight_needs_sums(&p->shared_down_proj) };
-    uint32_t rows = c.pairs + (p->shared ? tokens : 0);
-    status = bxn_pool_run(exec->pool, rows, hidden_task, &c, exec->cancel);
-    if (status != BITAXON_OK)
-        return status;
-
-    for (uint32_t e = 0; e < p->experts; e++) {
-        uint32_t first = (uint32_t)ws->first[e], count = (uint32_t)ws->first[e + 1] - first;
-        if (count != 0)
-            push(&list, &p->down[e], ws->a + first * ws->ld_i, ws->ld_i, ws->sums + first * ws->ld_sum, NULL,
-                 count, ws->e + first * ws->ld_d, ws->ld_d);
-    }
-    if (p->shared)
-        push(&list, &p->shared_down_proj, ws->sa, ws->ld_i, ws->sums2, NULL, tokens, ws->r, ws->ld_d);
-    flush(&list);
-    if (list.status != BITAXON_OK)
-        return list.status;
-    return bxn_pool_run(exec->pool, tokens, combine_task, &c, exec->cancel);
+    moe_context c = { .exec = exec, .p = p, .tokens = tokens, .layer = layer };
+    size_t used = ws->inputs_used;
+    bxn_pad_rows(ws->a, ws->ld_i, p->inner, tokens * (p->top_k + (p->shared ? 1 : 0)));
+    bitaxon_status status = make_input(&c);
+    if (status == BITAXON_OK)
+        status = run_hidden(&c);
+    ws->inputs_used = used;
+    if (status == BITAXON_OK)
+        status = run_down(&c);
+    return status == BITAXON_OK ? bxn_rows_run(exec, tokens, combine_task, &c) : status;
 }

@@ -18,6 +18,7 @@ typedef enum bxn_weight_kind { BXN_WEIGHT_NONE = 0, BXN_WEIGHT_DENSE, BXN_WEIGHT
 /* A matrix [rows, cols] in any form that kernels multiply. Views: the model owns or maps the bytes. */
 typedef struct bxn_weight {
     bxn_weight_kind kind;
+    bxn_xq_kind xq; /* integers that its products take (near and fast tiers); NONE: exact f32 */
     uint32_t rows, cols;
     bxn_dense dense;
     bxn_packed packed;
@@ -92,17 +93,19 @@ typedef struct bxn_segment {
 
 /* ---- workspace --------------------------------------------------------------------- */
 
-/* Buffers of one pass; one block of memory, cleared once at creation. Strides in floats. */
+/* Buffers of one pass in one block of memory. Strides in floats. Buffers of different ops share
+ * their place; an op begins with zeros in the padding of its own rows (bxn_pad_rows). */
 typedef struct bxn_workspace {
     void *memory;
     size_t bytes;
     size_t ld_d, ld_s, ld_e, ld_2e, ld_bcd, ld_i, ld_x, ld_sum, score_stride;
     float *x;      /* [T, D] residual stream */
     float *n;      /* [T, D] normed input of the op */
-    float *r;      /* [T, D] result of the op */
+    float *r;      /* [T, D] result of the op; in the place of n, which is spent by then */
     float *s;      /* [T, S] embeddings; at the end, the rows that the head takes */
-    float *sums;   /* [T * max(top_k, 1), ld_sum] block sums of a linear's input */
-    float *sums2;  /* the same for a second input at the same time */
+    float *sums;   /* [T, ld_sum] block sums of a linear's input */
+    unsigned char *inputs; /* what products read of their inputs (bxn_inputs_make) */
+    size_t inputs_used;    /* bytes of it that are taken */
     /* state space */
     float *xz, *xc, *bcd, *y;
     /* attention */
@@ -110,13 +113,13 @@ typedef struct bxn_workspace {
     /* experts */
     float *route;       /* [T, X] */
     float *weight;      /* [T, top_k] */
-    float *shared_s;    /* [T, 1], rows BXN_UNIT_COLS apart */
+    float *shared_s;    /* [T] rows BXN_UNIT_COLS apart: gate of the shared expert */
     int32_t *picked;    /* [T, top_k] */
     int32_t *pair_row;  /* [T * top_k] token of each pair, grouped by expert */
     int32_t *pair_of;   /* [T, top_k] pair index of each pick */
     int32_t *first;     /* [X + 1] first pair of each expert */
-    float *a, *b;       /* [T * top_k, I] */
-    float *sa, *sb;     /* [T, I] shared expert */
+    int32_t *used;      /* [X] experts that have pairs, ascending */
+    float *a, *b;       /* [T * top_k + T, I] hidden rows of pairs, then of the shared expert */
     float *e;           /* [T * top_k, D] expert results */
 } bxn_workspace;
 
@@ -134,7 +137,44 @@ typedef struct bxn_exec {
 
 /* ---- operations ---------------------------------------------------------------------- */
 
-/* One product of a job list. */
+/* A parallel region: `groups` units of work of `cost` each (any unit, the same for all items),
+ * which tasks take in ranges. task(context, item, begin, end) comes once for each range; ranges
+ * of a list are begun in order. CANCELLED, SYSTEM. */
+typedef struct bxn_item {
+    uint32_t groups;
+    uint64_t cost;
+} bxn_item;
+typedef void (*bxn_range_task)(void *context, uint32_t item, uint32_t begin, uint32_t end);
+bitaxon_status bxn_ranges_run(const bxn_exec *exec, const bxn_item *items, uint32_t count,
+                              bxn_range_task task, void *context);
+/* Rows of little work: few are done by the caller, many by all threads. */
+bitaxon_status bxn_rows_run(const bxn_exec *exec, uint32_t rows, bxn_task task, void *context);
+
+/* Rows of activations and what products read of them besides: sums of blocks when `summed`,
+ * integers of one kind. */
+typedef struct bxn_input {
+    const float *x;
+    size_t ldx;
+    uint32_t cols, rows;
+    bool summed;
+    bxn_xq_kind kind;
+    /* made */
+    float *sums, *xscale;
+    unsigned char *xq;
+    size_t ldsum, ldxq, ldxscale;
+} bxn_input;
+size_t bxn_input_bytes(size_t columns); /* of a row at most */
+/* Makes them in ws->inputs, behind what is taken there (ws->inputs_used, which the caller sets back). */
+bitaxon_status bxn_inputs_make(const bxn_exec *exec, bxn_input *inputs, uint32_t count);
+void bxn_input_use(const bxn_input *in, bxn_mm_args *args);
+
+/* Rows 16 * begin ... of y = x W^T, within a task. */
+void bxn_product(const bxn_kernels *kernels, const bxn_weight *w, uint32_t group_begin, uint32_t group_end,
+                 const bxn_mm_args *args);
+uint64_t bxn_product_cost(const bxn_weight *w, uint32_t tokens); /* of 16 rows */
+
+/* One product of a job list. Sums and integers that the weight needs and args lacks (NULL) are
+ * made once for all jobs of the list with the same x; those of jobs with args.rows must be there. */
 typedef struct bxn_linear_job {
     const bxn_weight *w;
     bxn_mm_args args;
@@ -142,7 +182,7 @@ typedef struct bxn_linear_job {
 
 /* All products of the list in one parallel region: y = x W^T each. CANCELLED, SYSTEM. */
 bitaxon_status bxn_linear_jobs(const bxn_exec *exec, const bxn_linear_job *jobs, uint32_t count);
-/* y[T, rows] = x[T, cols] W^T; block sums of x go to ws->sums when w needs them. */
+/* y[T, rows] = x[T, cols] W^T. */
 bitaxon_status bxn_linear(const bxn_exec *exec, const bxn_weight *w, const float *x, size_t ldx,
                           uint32_t tokens, float *y, size_t ldy);
 /* Block sums of rows of x [tokens, cols] into out [tokens, ld_sum]. */
@@ -156,6 +196,9 @@ bitaxon_status bxn_norm(const bxn_exec *exec, const float *x, size_t ldx, const 
                         uint32_t dim, float eps, uint32_t tokens, float *y, size_t ldy);
 bitaxon_status bxn_residual_add(const bxn_exec *exec, float *x, const float *r, size_t ld,
                                 uint32_t dim, uint32_t tokens);
+
+/* Zeros from `cols` to the next multiple of 128 of each row. */
+void bxn_pad_rows(float *x, size_t ld, uint32_t cols, uint32_t rows);
 
 /* Rotate pairs (i, i + d/2) of a row by position * theta^(-2i/d) (Su et al. 2021). */
 void bxn_rope_row(float *row, uint32_t head_dim, uint64_t position, float theta);

@@ -78,7 +78,7 @@ void bxn_float_leave(uint64_t saved)
 #endif
 }
 
-static inline void relax(void)
+void bxn_relax(void)
 {
 #if defined(__x86_64__)
     _mm_pause();
@@ -177,7 +177,7 @@ static void *worker_main(void *argument)
         if (JOB_GENERATION(state) == seen) { /* nothing new: spin a little, then sleep */
             for (int round = 0; round < SPIN_ROUNDS && JOB_GENERATION(state) == seen; round++) {
                 for (int i = 0; i < 32; i++)
-                    relax();
+                    bxn_relax();
                 state = atomic_load(&pool->state);
             }
             if (JOB_GENERATION(state) == seen) {
@@ -296,6 +296,8 @@ void bxn_pool_free(bxn_pool *pool)
 
 uint32_t bxn_pool_threads(const bxn_pool *pool) { return pool->threads; }
 
+bool bxn_pool_in_order(const bxn_pool *pool) { return pool->mem->host.parallel_for == NULL; }
+
 static bool cancelled(const atomic_int *cancel)
 {
     return cancel != NULL && atomic_load_explicit(cancel, memory_order_relaxed) != 0;
@@ -363,7 +365,7 @@ bitaxon_status bxn_pool_run(bxn_pool *pool, uint32_t count, bxn_task task, void 
     uint64_t state = atomic_fetch_and(&pool->state, ~JOB_OPEN);
     if (JOB_INSIDE(state) != 0) {
         for (int i = 0; i < 32 * SPIN_ROUNDS && JOB_INSIDE(atomic_load(&pool->state)) != 0; i++)
-            relax();
+            bxn_relax();
         if (JOB_INSIDE(atomic_load(&pool->state)) != 0) {
             pthread_mutex_lock(&pool->lock);
             atomic_store(&pool->caller_waits, 1);

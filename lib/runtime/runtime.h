@@ -132,6 +132,12 @@ uint64_t bxn_pool_bytes(uint32_t threads);
 bitaxon_status bxn_pool_run(bxn_pool *pool, uint32_t count, bxn_task task, void *context,
                             const atomic_int *cancel);
 
+/* Are tasks begun in ascending order, so that one may wait for what an earlier one does? (Not by
+ * a host's executor.) */
+bool bxn_pool_in_order(const bxn_pool *pool);
+/* A moment's rest while waiting so. */
+void bxn_relax(void);
+
 /* Flush-to-zero and denormals-are-zero, for code that computes outside tasks. */
 uint64_t bxn_float_enter(void);
 void bxn_float_leave(uint64_t saved);

@@ -109,6 +109,7 @@ fails "not finite" 2 "not a number" run m p --temperature nan
 fails "bad size" 2 "not a size" run m p --max-bytes 3X
 fails "size overflow" 2 "not a size" run m p --max-bytes 99999999999T
 fails "unknown isa" 2 "sse9" run m p --isa sse9
+fails "unknown accuracy" 2 "good" run m p --accuracy good
 fails "unknown kv" 2 "f12" run m p --kv f12
 fails "surplus argument" 2 "surplus" run m p q
 fails "prompt twice" 2 "both" run m p --file x

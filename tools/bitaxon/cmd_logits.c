@@ -248,8 +248,7 @@ int cmd_logits(int argc, char **argv)
         TOOL_TEXT("output", 'o', "FILE", &args.output, "the safetensors file to write"),
         TOOL_TEXT("split", 0, "N,N,...", &args.split, "sizes of the pieces to feed (default: one)"),
         TOOL_FLAG("exact", 0, &args.exact,
-                  "f32 attention window and the f32 arithmetic tier; there\n"
-                  "is no other arithmetic tier yet"),
+                  "f32 attention window and --accuracy exact"),
         TOOL_KV_OPTION(&args.model, "f32"),
         TOOL_MODEL_OPTIONS(&args.model),
         TOOL_OPTIONS_END};
@@ -265,7 +264,11 @@ int cmd_logits(int argc, char **argv)
     } else if (args.exact && args.model.kv != NULL && strcmp(args.model.kv, "f32") != 0) {
         code = tool_usage_error(usage.command, "--exact and --kv %s exclude each other",
                                 args.model.kv);
+    } else if (args.exact && args.model.accuracy != NULL && strcmp(args.model.accuracy, "exact") != 0) {
+        code = tool_usage_error(usage.command, "--exact and --accuracy %s exclude each other",
+                                args.model.accuracy);
     } else {
+        args.model.accuracy = args.exact ? "exact" : args.model.accuracy;
         code = tool_model_args_check(usage.command, &args.model);
     }
     if (code == TOOL_OK) {

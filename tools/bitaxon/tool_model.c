@@ -35,6 +35,19 @@ static const isa_choice *find_isa(const char *name)
     return NULL;
 }
 
+static const char *const accuracies[] = {NULL, "exact", "near", "fast"};
+
+/* BITAXON_ACCURACY_*, or -1. */
+static int32_t find_accuracy(const char *name)
+{
+    for (int32_t i = 1; i < (int32_t)(sizeof accuracies / sizeof accuracies[0]); i++) {
+        if (strcmp(name, accuracies[i]) == 0) {
+            return i;
+        }
+    }
+    return -1;
+}
+
 int tool_model_args_check(const char *command, const tool_model_args *args)
 {
     if (args->isa != NULL) {
@@ -46,6 +59,10 @@ int tool_model_args_check(const char *command, const tool_model_args *args)
         if ((isa->features & ~bitaxon_cpu_features()) != 0) {
             return tool_error("--isa %s: this machine lacks it", args->isa);
         }
+    }
+    if (args->accuracy != NULL && find_accuracy(args->accuracy) < 0) {
+        return tool_usage_error(command, "--accuracy: '%s' is not exact, near or fast",
+                                args->accuracy);
     }
     if (args->kv != NULL && strcmp(args->kv, "f16") != 0 && strcmp(args->kv, "f32") != 0) {
         return tool_usage_error(command, "--kv: '%s' is not f16 or f32", args->kv);
@@ -92,6 +109,9 @@ void tool_model_params(const char *path, const tool_model_args *args, uint32_t f
     params->max_bytes = args->max_bytes;
     if (args->isa != NULL) {
         params->cpu_mask = find_isa(args->isa)->mask;
+    }
+    if (args->accuracy != NULL) {
+        params->accuracy = find_accuracy(args->accuracy);
     }
     params->progress = tool_progress_library;
     params->progress_user = progress;

@@ -13,6 +13,7 @@ typedef struct tool_model_args {
     bool no_mmap;
     uint64_t max_bytes;
     const char *isa;
+    const char *accuracy;
     const char *kv;
 } tool_model_args;
 
@@ -21,6 +22,8 @@ typedef struct tool_model_args {
              "threads that compute (default: all CPUs)"),                                          \
         TOOL_TEXT("isa", 0, "NAME", &(args)->isa,                                                  \
                   "c, avx2, avx512, amx or neon (default: all that this CPU has)"),                \
+        TOOL_TEXT("accuracy", 0, "NAME", &(args)->accuracy,                                        \
+                  "exact, near or fast products of quantised weights\n(default: near; in plain C exact)"), \
         {TOOL_KIND_SIZE,                                                                           \
          "max-bytes",                                                                              \
          0,                                                                                        \
@@ -36,7 +39,7 @@ typedef struct tool_model_args {
     TOOL_TEXT("kv", 0, "TYPE", &(args)->kv,                                                        \
               "f16 or f32: type of the attention window (default: " default_text ")")
 
-/* Check --isa and --kv. Command names the one to ask for --help. */
+/* Check --isa, --accuracy and --kv. Command names the one to ask for --help. */
 int tool_model_args_check(const char *command, const tool_model_args *args);
 /* BITAXON_KV_*; `fallback` when the option is absent. */
 int32_t tool_kv_type(const tool_model_args *args, int32_t fallback);
