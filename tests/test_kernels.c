@@ -85,7 +85,7 @@ static double relative(double got, double want)
 }
 
 /* exp2 is seen through the scan: dt is clipped to exactly 100, x is 0, so the state is
- * multiplied by exp2(100 * a2) alone. */
+ * multiplied by exp2(100 * a2) alone. A tier may round the product first or not. */
 static void test_exp2(void **state)
 {
     (void)state;
@@ -122,6 +122,8 @@ static void test_exp2(void **state)
             for (size_t i = 0; i < E * N; i++) {
                 float power = 100.0f * a2[i];
                 double error = relative((double)h[i], exp2((double)power));
+                double other = relative((double)h[i], exp2(100.0 * (double)a2[i]));
+                error = other < error ? other : error;
                 worst = error > worst ? error : worst;
             }
         }

@@ -173,7 +173,7 @@ typedef struct bxn_scan_args {
     const float *d;          /* [E16] */
     const float *h_in;       /* [E16/16][N][16] */
     float *h_out;            /* same layout; h_in or disjoint from it */
-    float *y;                /* [T, E16] ldy; disjoint from x and z */
+    float *y;                /* [T, E16] ldy; x itself with ldy = ldx, or disjoint from x and z */
     size_t ldy;
 } bxn_scan_args;
 

@@ -154,6 +154,8 @@ static void expect_channel(const bxn_scan_args *a, uint32_t e, double *y, double
     }
 }
 
+#define MOST_TOKENS 80
+
 typedef struct scan_sizes {
     uint32_t strips, states, tokens;
     float dt_size; /* spread of the argument of softplus */
@@ -208,7 +210,7 @@ static void scan_case(run *r, scan_sizes s, bool in_place, bool special)
     r->kernels->scan(&b);
     check_untouched(r, y, s.tokens, a.ldy, a.begin, a.end);
     for (uint32_t e = a.begin; e < a.end; e++) {
-        double want[64], bound[64], h[40], h_bound[40];
+        double want[MOST_TOKENS], bound[MOST_TOKENS], h[40], h_bound[40];
         expect_channel(&a, e, want, bound, h, h_bound);
         for (uint32_t t = 0; t < s.tokens; t++) {
             bool use_double = r->is_plain && isfinite(want[t]);
@@ -242,6 +244,19 @@ static void scan_case(run *r, scan_sizes s, bool in_place, bool special)
         size_t first = a.begin * (size_t)s.states, n = (a.end - a.begin) * (size_t)s.states;
         same_bits(r, "state token by token", h_out + first, state + first, n);
     }
+    float *over = guarded_floats(s.tokens * e16); /* y written over x */
+    memcpy(over, x, s.tokens * e16 * sizeof *over);
+    bxn_scan_args c = a;
+    c.x = c.y = over;
+    c.ldy = c.ldx;
+    c.h_out = h_plain;
+    r->kernels->scan(&c);
+    for (uint32_t t = 0; t < s.tokens; t++) {
+        float *row = over + t * e16;
+        same_bits(r, "over x", row + a.begin, y + t * a.ldy + a.begin, a.end - a.begin);
+        same_bits(r, "beside", row, x + t * e16, a.begin);
+        same_bits(r, "beside", row + a.end, x + t * e16 + a.end, e16 - a.end);
+    }
     r->cases++;
     release_guarded(r, "scan");
 }
@@ -258,6 +273,9 @@ void check_scan(run *r)
             r, (scan_sizes){1 + below(r, 6), 16, (uint32_t)i * 2, dt_sizes[i % 4], a_sizes[i % 3]},
             i & 1, false);
     }
+    for (uint32_t tokens = 62; tokens <= 66; tokens++) /* around the blocks of the tiers */
+        scan_case(r, (scan_sizes){2, 11 + tokens % 3 * 5, tokens, 0.5f, 8.0f}, tokens & 1, false);
+    scan_case(r, (scan_sizes){3, 16, 80, 0.5f, 8.0f}, false, true);
     for (uint32_t states = 4; states <= 16; states += 12) {
         scan_case(r, (scan_sizes){2, states, 6, 1.0f, 4.0f}, false, true);
         uint64_t saved = bxn_float_enter(); /* as tasks run */

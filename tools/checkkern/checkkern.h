@@ -92,5 +92,7 @@ void check_to_f16(run *r);
 /* Speed of every entry of these tables beside the machine's own limits. */
 int bench_kernels(const bxn_kernels *tables, const char *const *names, size_t count,
                   const char *filter);
+/* The scan beside its recurrence without exponentials and beside the scalar loop. */
+void bench_scan(const bxn_kernels *k, const char *tier);
 
 #endif

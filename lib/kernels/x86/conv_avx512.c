@@ -24,7 +24,7 @@ void bxn_conv_silu_avx512(const bxn_conv_args *args)
                     c = _mm512_fmadd_ps(_mm512_loadu_ps(args->weight + j * args->e16 + e),
                                         _mm512_loadu_ps(p), c);
                 }
-                _mm512_storeu_ps(args->y + t * args->ldy + e, _mm512_mul_ps(c, sigmoid(c)));
+                _mm512_storeu_ps(args->y + t * args->ldy + e, silu(c));
             }
         }
     }

@@ -62,7 +62,7 @@ void bxn_silu_mul_avx512(float *a, const float *b, size_t n)
     for (size_t i = 0; i < n; i += 16) {
         __mmask16 mask = mask_at(i, n);
         __m512 v = _mm512_maskz_loadu_ps(mask, a + i);
-        v = _mm512_mul_ps(v, sigmoid(v));
+        v = silu(v);
         _mm512_mask_storeu_ps(a + i, mask, _mm512_mul_ps(v, _mm512_maskz_loadu_ps(mask, b + i)));
     }
 }

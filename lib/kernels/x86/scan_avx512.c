@@ -1,103 +1,134 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* scan_avx512.c - the selective scan of Mamba-1 with 16 channels in the lanes of a vector.
- * Called through the kernel table by the state-space op. 16 states stay in registers over
- * all tokens; other counts live in the output state. Both do the same operations. */
+ * Called through the kernel table by the state-space op. Tokens go by in blocks: what does
+ * not depend on the state (step size, input, skip, gate) is computed for a whole block into
+ * the first cache, and then groups of states stay in registers over the block; each
+ * loop alone has registers enough. Neither cut shows in a bit. */
+#include <stdbool.h>
+#include <string.h>
+
 #include "kernels/kernels_isa.h"
 
 #if defined(__x86_64__)
 #include "kernels/x86/vec_avx512.h"
 
-/* What a strip of 16 channels needs at every token. */
-typedef struct strip {
-    __m512 dt_weight, dt_bias, d;
-} strip;
+#define BLOCK 32 /* tokens */
 
-BXN_INLINE strip make_strip(const bxn_scan_args *args, uint32_t e)
+/* A block of 16 channels: vectors by token. */
+typedef struct block {
+    float dt[BLOCK][16];
+    float u[BLOCK][16];    /* dt * x */
+    float skip[BLOCK][16]; /* d * x */
+    float gate[BLOCK][16]; /* z * sigmoid(z) */
+    float sum[BLOCK][16];  /* of C * h over the states */
+    /* Rows of the next block, fetched while this one computes: a row lies in a page of its own,
+     * where the processor does not look ahead. */
+    const float *next_x, *next_z, *next_y;
+    size_t ldx, ldz, ldy;
+} block;
+
+static void prepare(const bxn_scan_args *args, uint32_t e, uint32_t t, uint32_t tokens, block *b)
 {
-    strip s = {_mm512_loadu_ps(args->dt_weight + e), _mm512_loadu_ps(args->dt_bias + e),
-               _mm512_loadu_ps(args->d + e)};
-    return s;
+    const __m512 weight = _mm512_loadu_ps(args->dt_weight + e);
+    const __m512 bias = _mm512_loadu_ps(args->dt_bias + e), d = _mm512_loadu_ps(args->d + e);
+    const float *raw = args->bcd + t * args->ldbcd + 2 * (size_t)args->states;
+    const float *x = args->x + t * args->ldx + e, *z = args->z + t * args->ldz + e;
+    for (uint32_t i = 0; i < tokens; i++) {
+        __m512 xi = _mm512_loadu_ps(x), zi = _mm512_loadu_ps(z);
+        __m512 dt = softplus(_mm512_fmadd_ps(_mm512_set1_ps(*raw), weight, bias));
+        dt = _mm512_max_ps(_mm512_set1_ps(1e-4f), dt); /* NaN stays: it is the second operand */
+        dt = _mm512_min_ps(_mm512_set1_ps(100.0f), dt);
+        _mm512_store_ps(b->dt[i], dt);
+        _mm512_store_ps(b->u[i], _mm512_mul_ps(dt, xi));
+        _mm512_store_ps(b->skip[i], _mm512_mul_ps(d, xi));
+        _mm512_store_ps(b->gate[i], silu(zi));
+        _mm512_store_ps(b->sum[i], _mm512_setzero_ps());
+        raw += args->ldbcd;
+        x += args->ldx;
+        z += args->ldz;
+    }
 }
 
-BXN_INLINE __m512 step_size(const strip *s, float raw)
+/* `count` states over the tokens of a block, read at `from` and written to h; two chains of C * h
+ * are added to the sums. count is a constant where it is called. */
+BXN_INLINE void group(const float *bcd, size_t ldbcd, uint32_t states, uint32_t tokens,
+                      const float *a2, const float *from, float *h, unsigned count, block *b)
 {
-    __m512 dt = softplus(_mm512_fmadd_ps(_mm512_set1_ps(raw), s->dt_weight, s->dt_bias));
-    dt = _mm512_max_ps(_mm512_set1_ps(1e-4f), dt); /* NaN stays: it is the second operand */
-    return _mm512_min_ps(_mm512_set1_ps(100.0f), dt);
-}
-
-BXN_INLINE __m512 update(__m512 h, __m512 dt, __m512 a2, __m512 u, float b)
-{
-    __m512 decay = exp2_nonpositive(_mm512_mul_ps(dt, a2));
-    return _mm512_fmadd_ps(decay, h, _mm512_mul_ps(u, _mm512_set1_ps(b)));
-}
-
-BXN_INLINE __m512 gated(const strip *s, __m512 sum, __m512 x, __m512 z)
-{
-    return _mm512_mul_ps(_mm512_fmadd_ps(s->d, x, sum), _mm512_mul_ps(z, sigmoid(z)));
-}
-
-static void scan16(const bxn_scan_args *args, uint32_t e)
-{
-    const strip s = make_strip(args, e);
-    const size_t base = (size_t)(e / 16) * 256;
-    const float *a2 = args->a2 + base;
-    __m512 h[16];
+    __m512 state[16];
     BXN_UNROLL
-    for (unsigned n = 0; n < 16; n++)
-        h[n] = _mm512_loadu_ps(args->h_in + base + n * 16);
-    for (uint32_t t = 0; t < args->tokens; t++) {
-        const float *bcd = args->bcd + t * args->ldbcd;
-        _mm_prefetch((const char *)(args->x + (t + 4) * args->ldx + e), _MM_HINT_T0);
-        _mm_prefetch((const char *)(args->z + (t + 4) * args->ldz + e), _MM_HINT_T0);
-        __m512 x = _mm512_loadu_ps(args->x + t * args->ldx + e);
-        __m512 z = _mm512_loadu_ps(args->z + t * args->ldz + e);
-        __m512 dt = step_size(&s, bcd[32]);
-        __m512 u = _mm512_mul_ps(dt, x), sum = _mm512_setzero_ps();
+    for (unsigned n = 0; n < count; n++)
+        state[n] = _mm512_loadu_ps(from + n * 16);
+    for (uint32_t i = 0; i < tokens; i++) {
+        const float *c = bcd + states;
+        _mm_prefetch((const char *)(b->next_x + i * b->ldx), _MM_HINT_T0);
+        _mm_prefetch((const char *)(b->next_z + i * b->ldz), _MM_HINT_T0);
+        _mm_prefetch((const char *)(b->next_y + i * b->ldy), _MM_HINT_T0);
+        const __m512 dt = _mm512_load_ps(b->dt[i]), u = _mm512_load_ps(b->u[i]);
+        __m512 sum[2] = {_mm512_load_ps(b->sum[i]), _mm512_setzero_ps()};
         BXN_UNROLL
-        for (unsigned n = 0; n < 16; n++) {
-            h[n] = update(h[n], dt, _mm512_loadu_ps(a2 + n * 16), u, bcd[n]);
-            sum = _mm512_fmadd_ps(_mm512_set1_ps(bcd[16 + n]), h[n], sum);
+        for (unsigned n = 0; n < count; n++) {
+            __m512 decay = exp2_nonpositive(_mm512_mul_ps(dt, _mm512_loadu_ps(a2 + n * 16)));
+            __m512 added = _mm512_mul_ps(u, _mm512_set1_ps(bcd[n]));
+            state[n] = _mm512_fmadd_ps(decay, state[n], added);
+            sum[n & 1] = _mm512_fmadd_ps(_mm512_set1_ps(c[n]), state[n], sum[n & 1]);
         }
-        _mm512_storeu_ps(args->y + t * args->ldy + e, gated(&s, sum, x, z));
+        _mm512_store_ps(b->sum[i], _mm512_add_ps(sum[0], sum[1]));
+        bcd += ldbcd;
     }
     BXN_UNROLL
-    for (unsigned n = 0; n < 16; n++)
-        _mm512_storeu_ps(args->h_out + base + n * 16, h[n]);
+    for (unsigned n = 0; n < count; n++)
+        _mm512_storeu_ps(h + n * 16, state[n]);
 }
 
-static void scan_any(const bxn_scan_args *args, uint32_t e)
+static void recur(const bxn_scan_args *args, uint32_t e, uint32_t t, uint32_t tokens, block *b)
 {
-    const strip s = make_strip(args, e);
-    const uint32_t states = args->states;
-    const size_t base = (size_t)(e / 16) * states * 16;
-    const float *a2 = args->a2 + base;
+    const size_t base = (size_t)(e / 16) * args->states * 16;
+    const float *bcd = args->bcd + t * args->ldbcd, *a2 = args->a2 + base;
+    const float *from = (t == 0 ? args->h_in : args->h_out) + base;
     float *h = args->h_out + base;
-    for (size_t i = 0; i < (size_t)states * 16; i += 16)
-        _mm512_storeu_ps(h + i, _mm512_loadu_ps(args->h_in + base + i));
-    for (uint32_t t = 0; t < args->tokens; t++) {
-        const float *bcd = args->bcd + t * args->ldbcd;
-        __m512 x = _mm512_loadu_ps(args->x + t * args->ldx + e);
-        __m512 z = _mm512_loadu_ps(args->z + t * args->ldz + e);
-        __m512 dt = step_size(&s, bcd[2 * states]);
-        __m512 u = _mm512_mul_ps(dt, x), sum = _mm512_setzero_ps();
-        for (uint32_t n = 0; n < states; n++) {
-            __m512 hn =
-                update(_mm512_loadu_ps(h + n * 16), dt, _mm512_loadu_ps(a2 + n * 16), u, bcd[n]);
-            _mm512_storeu_ps(h + n * 16, hn);
-            sum = _mm512_fmadd_ps(_mm512_set1_ps(bcd[states + n]), hn, sum);
-        }
-        _mm512_storeu_ps(args->y + t * args->ldy + e, gated(&s, sum, x, z));
+    const size_t ld = args->ldbcd;
+    uint32_t n = 0;
+    for (; n + 16 <= args->states; n += 16)
+        group(bcd + n, ld, args->states, tokens, a2 + n * 16, from + n * 16, h + n * 16, 16, b);
+    for (; n + 4 <= args->states; n += 4)
+        group(bcd + n, ld, args->states, tokens, a2 + n * 16, from + n * 16, h + n * 16, 4, b);
+    for (; n < args->states; n++)
+        group(bcd + n, ld, args->states, tokens, a2 + n * 16, from + n * 16, h + n * 16, 1, b);
+}
+
+static void finish(const bxn_scan_args *args, uint32_t e, uint32_t t, uint32_t tokens,
+                   const block *b)
+{
+    float *y = args->y + t * args->ldy + e;
+    for (uint32_t i = 0; i < tokens; i++, y += args->ldy) {
+        __m512 v = _mm512_add_ps(_mm512_load_ps(b->sum[i]), _mm512_load_ps(b->skip[i]));
+        _mm512_storeu_ps(y, _mm512_mul_ps(v, _mm512_load_ps(b->gate[i])));
     }
 }
 
 void bxn_scan_avx512(const bxn_scan_args *args)
 {
+    _Alignas(64) block b;
+    b.ldx = args->ldx;
+    b.ldz = args->ldz;
+    b.ldy = args->ldy;
     for (uint32_t e = args->begin; e < args->end; e += 16) {
-        if (args->states == 16)
-            scan16(args, e);
-        else
-            scan_any(args, e);
+        for (uint32_t t = 0; t < args->tokens; t += BLOCK) {
+            uint32_t tokens = args->tokens - t < BLOCK ? args->tokens - t : BLOCK;
+            /* after the last block the next strip's first */
+            bool more = args->tokens - t >= 2 * BLOCK, strip = !more && e + 16 < args->end;
+            size_t row = more ? t + BLOCK : strip ? 0 : t, column = strip ? e + 16 : e;
+            b.next_x = args->x + row * args->ldx + column;
+            b.next_z = args->z + row * args->ldz + column;
+            b.next_y = args->y + row * args->ldy + column;
+            prepare(args, e, t, tokens, &b);
+            recur(args, e, t, tokens, &b);
+            finish(args, e, t, tokens, &b);
+        }
+        if (args->tokens == 0 && args->h_out != args->h_in) {
+            size_t floats = (size_t)args->states * 16;
+            memcpy(args->h_out + e / 16 * floats, args->h_in + e / 16 * floats, 4 * floats);
+        }
     }
 }
 #endif

@@ -32,17 +32,19 @@ BXN_INLINE float tree_sum(__m512 v)
     return _mm_cvtss_f32(_mm_add_ss(s2, _mm_shuffle_ps(s2, s2, 1)));
 }
 
-/* 2^t for t <= 0: split at the nearest integer, polynomial of degree 5 with p(0) = 1. */
+/* 2^t for t <= 0: split at the integer below, polynomial of degree 5 on [0, 1] with p(0) = 1 and
+ * p(1) = 2 held, so that it is exact at every integer and has no step there. scalef rounds
+ * its exponent down itself, and gives 0 far below. */
 BXN_INLINE __m512 exp2_nonpositive(__m512 t)
 {
-    __m512 f = _mm512_reduce_ps(t, 8); /* t - nearest; 0 for an infinity */
-    __m512 p = _mm512_set1_ps(0x1.5bda58p-10f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.3ce8aep-7f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.c6b6d8p-5f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.ebf9c2p-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.62e42ap-1f));
+    __m512 f = _mm512_reduce_ps(t, 9); /* t - floor(t); 0 for an infinity */
+    __m512 p = _mm512_set1_ps(0x1.eca6fp-10f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.269df4p-7f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.c94438p-5f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.ebd8a8p-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.62e4c8p-1f));
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, _mm512_sub_ps(t, f));
+    return _mm512_scalef_ps(p, t);
 }
 
 /* e^v for v <= 0: split at the nearest multiple of ln 2, polynomial of degree 6. */
@@ -62,28 +64,47 @@ BXN_INLINE __m512 exp_nonpositive(__m512 v)
     return _mm512_scalef_ps(p, n);
 }
 
-BXN_INLINE __m512 sigmoid(__m512 v)
+/* e^v for v >= -200: the same polynomial; the rounding of the product with log2(e) and the
+ * digits that the constant lacks are put back. Overflows to infinity; infinity gives NaN. */
+BXN_INLINE __m512 exp_above(__m512 v)
 {
-    const __m512 one = _mm512_set1_ps(1.0f);
-    __m512 e = exp_nonpositive(_mm512_or_ps(v, _mm512_set1_ps(-0.0f)));
-    __mmask16 negative = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ);
-    return _mm512_div_ps(_mm512_mask_blend_ps(negative, one, e), _mm512_add_ps(one, e));
+    const __m512 log2e = _mm512_set1_ps(0x1.715476p+0f);
+    __m512 t = _mm512_mul_ps(v, log2e);
+    __m512 rest = _mm512_fmsub_ps(v, log2e, t);
+    rest = _mm512_fmadd_ps(v, _mm512_set1_ps(0x1.4ae0cp-26f), rest);
+    __m512 f = _mm512_add_ps(_mm512_reduce_ps(t, 9), rest);
+    __m512 p = _mm512_set1_ps(0x1.eca6fp-10f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.269df4p-7f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.c94438p-5f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.ebd8a8p-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.62e4c8p-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, t);
 }
 
-/* log(1 + e^v) = max(v, 0) + log1p(e^-|v|), log1p(u) = 2 atanh(u / (u + 2)). */
+/* v / (1 + e^-v); NaN for minus infinity, as plain C has it. */
+BXN_INLINE __m512 silu(__m512 v)
+{
+    __m512 limited = _mm512_min_ps(_mm512_set1_ps(200.0f), v); /* second operand when NaN */
+    __m512 e = exp_above(_mm512_xor_ps(limited, _mm512_set1_ps(-0.0f)));
+    return _mm512_div_ps(v, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
+}
+
+/* log(1 + e^v) = max(v, 0) + log1p(u), u = e^-|v|, log1p(u) = u * polynomial of degree 8. */
 BXN_INLINE __m512 softplus(__m512 v)
 {
-    __m512 u = exp_nonpositive(_mm512_or_ps(v, _mm512_set1_ps(-0.0f)));
-    __m512 s = _mm512_div_ps(u, _mm512_add_ps(u, _mm512_set1_ps(2.0f)));
-    __m512 z = _mm512_mul_ps(s, s);
-    __m512 p = _mm512_set1_ps(0x1.f090acp-4f);
-    p = _mm512_fmadd_ps(p, z, _mm512_set1_ps(0x1.b72ad8p-4f));
-    p = _mm512_fmadd_ps(p, z, _mm512_set1_ps(0x1.250514p-3f));
-    p = _mm512_fmadd_ps(p, z, _mm512_set1_ps(0x1.9996d8p-3f));
-    p = _mm512_fmadd_ps(p, z, _mm512_set1_ps(0x1.555558p-2f));
-    s = _mm512_add_ps(s, s);
-    __m512 log1p = _mm512_fmadd_ps(s, _mm512_mul_ps(p, z), s);
-    return _mm512_add_ps(_mm512_max_ps(_mm512_setzero_ps(), v), log1p);
+    __m512 low = _mm512_or_ps(v, _mm512_set1_ps(-0.0f));
+    __m512 u = exp_above(_mm512_max_ps(_mm512_set1_ps(-200.0f), low));
+    __m512 p = _mm512_set1_ps(0x1.5f96d4p-8f);
+    p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(-0x1.ec9916p-6f));
+    p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(0x1.446bfap-4f));
+    p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(-0x1.19ad8ap-3f));
+    p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(0x1.88445p-3f));
+    p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(-0x1.fd132p-3f));
+    p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(0x1.5535dap-2f));
+    p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(-0x1.ffff14p-2f));
+    p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(1.0f));
+    return _mm512_fmadd_ps(p, u, _mm512_max_ps(_mm512_setzero_ps(), v));
 }
 
 #endif
