@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_pool.c - the thread pool by itself: every task once whatever the count, several callers
- * at once, cancelling, the caller's floating-point state, sleep when idle, fork, threads that
- * cannot be started, a host's executor. */
+ * at once, threads that are slow or too many, cancelling, the caller's floating-point state, sleep
+ * when idle, fork, CPUs counted, threads that cannot be started, a host's executor. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,10 +11,12 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -177,6 +179,95 @@ static void test_nested(void **state)
     bench_close(&b);
 }
 
+/* ---- shares -------------------------------------------------------------------------------------- */
+
+typedef struct waiting {
+    _Atomic uint32_t done;
+    uint32_t count, slow;
+    _Atomic uint32_t late;
+} waiting;
+
+/* One task ends only when all others have: its thread's share must be done by another. */
+static void waiting_task(void *context, uint32_t index)
+{
+    waiting *w = context;
+    for (int i = 0; index == w->slow && atomic_load(&w->done) + 1 < w->count; i++) {
+        if (i == 20000) {
+            atomic_fetch_add(&w->late, 1);
+            break;
+        }
+        nanosleep(&(struct timespec){ 0, 1000000 }, NULL);
+    }
+    atomic_fetch_add(&w->done, 1);
+}
+
+static void test_slow_thread(void **state)
+{
+    (void)state;
+    if (bxn_cpu_count() < 2) {
+        print_message("SKIP slow_thread: one CPU, and one thread\n");
+        return;
+    }
+    for (uint32_t threads = 2; threads <= 8; threads += 3) {
+        bench b;
+        bench_open(&b, threads);
+        for (uint32_t slow = 0; slow < 64; slow += 9) {
+            waiting w = { .count = 64, .slow = slow };
+            assert_int_equal(bxn_pool_run(b.pool, w.count, waiting_task, &w, NULL), BITAXON_OK);
+            assert_int_equal(atomic_load(&w.done), w.count);
+            assert_int_equal(atomic_load(&w.late), 0);
+        }
+        bench_close(&b);
+    }
+}
+
+typedef struct seen_threads {
+    pthread_t who[256];
+} seen_threads;
+
+static void who_task(void *context, uint32_t index)
+{
+    seen_threads *s = context;
+    s->who[index] = pthread_self();
+    for (volatile int i = 0; i < 3000; i++)
+        continue;
+}
+
+static uint32_t threads_used(bxn_pool *pool)
+{
+    seen_threads s;
+    uint32_t distinct = 0;
+    assert_int_equal(bxn_pool_run(pool, 256, who_task, &s, NULL), BITAXON_OK);
+    for (uint32_t i = 0; i < 256; i++) {
+        uint32_t j = 0;
+        while (j < i && !pthread_equal(s.who[j], s.who[i]))
+            j++;
+        distinct += j == i;
+    }
+    return distinct;
+}
+
+/* More threads than CPUs: those that would only stand in line stay asleep. */
+static void test_crowded(void **state)
+{
+    (void)state;
+    uint32_t cpus = bxn_cpu_count();
+    if (cpus > 32) {
+        print_message("SKIP crowded: %u CPUs\n", cpus);
+        return;
+    }
+    bench b;
+    bench_open(&b, 3 * cpus + 1);
+    for (int i = 0; i < 200; i++) { /* until those that were just started sleep */
+        nanosleep(&(struct timespec){ 0, 20000000 }, NULL);
+        if (threads_used(b.pool) <= cpus)
+            break;
+    }
+    for (int round = 0; round < 100; round++)
+        assert_true(threads_used(b.pool) <= cpus);
+    bench_close(&b);
+}
+
 /* ---- cancelling ---------------------------------------------------------------------------------- */
 
 typedef struct stopping {
@@ -321,6 +412,22 @@ static void test_fork(void **state)
             if (atomic_load(&mine.runs[i]) != 1)
                 code = 2;
         bxn_pool_free(b.pool);
+#if !defined(__SANITIZE_THREAD__) /* refuses threads after fork */
+        bench own; /* a pool of its own works as anywhere */
+        fault_host_init(&own.fault);
+        if (bxn_mem_init(&own.mem, &own.fault.host, 0, &error) != BITAXON_OK ||
+            bxn_pool_create(&own.mem, 3, &own.pool, &error) != BITAXON_OK) {
+            code = 3;
+        } else {
+            memset(&mine, 0, sizeof mine);
+            if (bxn_pool_run(own.pool, 100, count_task, &mine, NULL) != BITAXON_OK)
+                code = 4;
+            for (uint32_t i = 0; i < 100; i++)
+                if (atomic_load(&mine.runs[i]) != 1)
+                    code = 5;
+            bxn_pool_free(own.pool);
+        }
+#endif
         _exit(code);
     }
     int status;
@@ -330,6 +437,89 @@ static void test_fork(void **state)
     memset(&t, 0, sizeof t);
     assert_int_equal(bxn_pool_run(b.pool, 100, count_task, &t, NULL), BITAXON_OK); /* the parent's goes on */
     bench_close(&b);
+}
+
+/* ---- how many CPUs ------------------------------------------------------------------------------------- */
+
+static void *one_cpu(void *argument)
+{
+    cpu_set_t all, one;
+    CPU_ZERO(&one);
+    if (sched_getaffinity(0, sizeof all, &all) != 0)
+        return NULL;
+    for (int i = 0; i < CPU_SETSIZE; i++)
+        if (CPU_ISSET(i, &all)) {
+            CPU_SET(i, &one);
+            break;
+        }
+    if (sched_setaffinity(0, sizeof one, &one) == 0)
+        *(uint32_t *)argument = bxn_cpu_count();
+    return NULL;
+}
+
+static void write_text(const char *folder, const char *name, const char *text)
+{
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    fputs(text, file);
+    fclose(file);
+}
+
+static void test_cpus(void **state)
+{
+    (void)state;
+    uint32_t count = bxn_cpu_count(), pinned = 0;
+    assert_true(count >= 1 && count <= 256);
+    pthread_t thread; /* a mask is a thread's own */
+    assert_int_equal(pthread_create(&thread, NULL, one_cpu, &pinned), 0);
+    pthread_join(thread, NULL);
+    assert_int_equal(pinned, 1);
+    assert_int_equal(bxn_cpu_count(), count);
+
+    char root[] = "/tmp/bitaxon-cgroup-XXXXXX", path[512], member[64];
+    assert_non_null(mkdtemp(root));
+    static const char *const folders[] = { "a", "a/b", "cpu" };
+    for (int i = 0; i < 3; i++) {
+        snprintf(path, sizeof path, "%s/%s", root, folders[i]);
+        assert_int_equal(mkdir(path, 0700), 0);
+    }
+    snprintf(member, sizeof member, "%s/membership", root);
+    assert_int_equal(bxn_quota_cpus(member, root), 0); /* no such file */
+    static const struct {
+        const char *membership, *inner, *outer, *v1_quota;
+        uint32_t cpus;
+    } cases[] = {
+        { "0::/a/b\n", "200000 100000\n", "max 100000\n", "-1\n", 2 },
+        { "0::/a/b\n", "max 100000\n", "300000 100000\n", "-1\n", 3 },
+        { "0::/a/b\n", "800000 100000\n", "300000 100000\n", "-1\n", 3 }, /* the group above has less */
+        { "0::/a/b\n", "50000 100000\n", "max 100000\n", "-1\n", 1 },     /* half a CPU is one */
+        { "0::/a/b\n", "250000 100000\n", "max 100000\n", "-1\n", 3 },
+        { "0::/a\n", "100000 100000\n", "max 100000\n", "-1\n", 0 },
+        { "0::/\n", "100000 100000\n", "200000 100000\n", "-1\n", 0 },
+        { "3:cpu:/a\n0::/a/b\n", "100000 100000\n", "max 100000\n", "-1\n", 1 },
+        { "3:cpu:/a\n", "100000 100000\n", "max 100000\n", "400000\n", 4 },
+        { "0::/a/b\n", "99999999999999 1\n", "nonsense\n", "-1\n", 256 },
+        { "0::/a/b\n", "0 100000\n", "100000 0\n", "0\n", 0 },
+        { "0::/a/b", "", "", "", 0 },
+        { "", "100000 100000\n", "100000 100000\n", "-1\n", 0 },
+        { "0::/../../../a/c\n", "100000 100000\n", "max\n", "x\n", 0 },
+    };
+    write_text(root, "cpu/cpu.cfs_period_us", "100000\n");
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        write_text(root, "membership", cases[i].membership);
+        write_text(root, "a/b/cpu.max", cases[i].inner);
+        write_text(root, "a/cpu.max", cases[i].outer);
+        write_text(root, "cpu/cpu.cfs_quota_us", cases[i].v1_quota);
+        assert_int_equal(bxn_quota_cpus(member, root), cases[i].cpus);
+    }
+    static const char *const gone[] = { "membership", "a/b/cpu.max", "a/cpu.max", "cpu/cpu.cfs_quota_us",
+                                        "cpu/cpu.cfs_period_us", "a/b", "a", "cpu", "" };
+    for (size_t i = 0; i < sizeof gone / sizeof gone[0]; i++) {
+        snprintf(path, sizeof path, "%s/%s", root, gone[i]);
+        assert_int_equal(remove(path), 0);
+    }
 }
 
 static void test_no_threads(void **state)
@@ -361,7 +551,7 @@ static void test_no_threads(void **state)
 static void test_no_memory(void **state)
 {
     (void)state;
-    for (uint64_t n = 1; n <= 2; n++) {
+    for (uint64_t n = 1; n <= 3; n++) {
         bench b;
         fault_host_init(&b.fault);
         assert_int_equal(bxn_mem_init(&b.mem, &b.fault.host, 0, &error), BITAXON_OK);
@@ -407,6 +597,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_counts), cmocka_unit_test(test_callers), cmocka_unit_test(test_nested),
+        cmocka_unit_test(test_slow_thread), cmocka_unit_test(test_crowded), cmocka_unit_test(test_cpus),
         cmocka_unit_test(test_cancel), cmocka_unit_test(test_float_state), cmocka_unit_test(test_idle),
         cmocka_unit_test(test_fork), cmocka_unit_test(test_no_threads), cmocka_unit_test(test_no_memory),
         cmocka_unit_test(test_executor),

@@ -189,7 +189,7 @@ static bitaxon_status run_hidden(moe_context *c)
     slots = slots < p->experts ? slots : p->experts;
     bitaxon_status status = BITAXON_OK;
     atomic_init(&c->routed, 0);
-    if (c->tokens >= ROUTED_APART || p->experts > MANY_EXPERTS || !bxn_pool_in_order(c->exec->pool)) {
+    if (c->tokens >= ROUTED_APART || p->experts > MANY_EXPERTS || !bxn_pool_first_first(c->exec->pool)) {
         const bxn_workspace *ws = c->exec->ws;
         bxn_linear_job jobs[2] = {
             { &p->router, args_for(c, &p->router, NULL, c->tokens, ws->route, ws->ld_x) },

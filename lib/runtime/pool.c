@@ -3,20 +3,19 @@
  * microseconds, because a token is a hundred short jobs in a row). Which thread
  * runs a task never shows in a result: tasks are cut by the shapes of the model.
  *
+ * Each thread has a contiguous share of the tasks, the same one for jobs of the same size, so
+ * that it reads long streams and finds in its cache what it wrote in the job before. Who has
+ * done his share takes from the others', one task at a time: nobody waits for a thread
+ * that is slow, or asleep.
+ *
  * A job is published in one word: generation, open bit, number of workers inside.
  * Workers enter an open job by compare-and-swap, so that one that wakes late finds
  * it closed and cannot touch the next; the caller closes the job when no task is
  * left to claim and waits only for the workers inside. */
 #include "runtime/runtime.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 #if defined(__x86_64__)
@@ -26,25 +25,42 @@
 #define JOB_OPEN ((uint64_t)1 << 31)
 #define JOB_INSIDE(state) ((uint32_t)(state) & 0x7FFFFFFFu)
 #define JOB_GENERATION(state) ((state) >> 32)
-#define SPIN_ROUNDS 40 /* of 32 pauses: some 40 microseconds; no clock, a host's may stand still */
+#define SPINS 1280 /* pauses: some 60 microseconds; not by a clock, a host's may stand still */
 #define STACK_BYTES ((size_t)512 << 10)
+
+/* The tasks of one thread, in a cache line of its own. */
+typedef struct share {
+    _Atomic uint32_t next; /* to claim; may pass the end */
+    uint32_t end;
+    char padding[BXN_ALIGN - 2 * sizeof(uint32_t)];
+} share;
+
+/* A worker and the number of its share. */
+typedef struct worker {
+    struct bxn_pool *pool;
+    pthread_t thread;
+    uint32_t number;
+} worker;
 
 struct bxn_pool {
     bxn_mem *mem;
-    pthread_t *workers;
+    worker *workers;
+    share *shares;    /* [threads]; the caller's first */
     uint32_t threads; /* the caller included */
     uint32_t started; /* workers alive */
+    uint32_t useful;  /* workers that CPUs are there for; the others stay asleep */
     pid_t process;
     _Atomic uint64_t state;
-    _Atomic uint32_t next; /* task to claim */
     atomic_int busy;
     atomic_int stop;
-    atomic_int sleepers;
+    /* Workers on their way into sleep or out of it are either sleepers or tokens: who wakes
+     * one turns the former into the latter. Written under the lock. */
+    _Atomic uint32_t sleepers;
+    uint32_t tokens;
     atomic_int caller_waits;
     pthread_mutex_t lock;
     pthread_cond_t work, done;
-    /* the job; written while closed and empty */
-    uint32_t count;
+    /* the job, and the shares; written while closed and empty */
     bxn_task task;
     void *context;
     const atomic_int *cancel;
@@ -87,108 +103,76 @@ void bxn_relax(void)
 #endif
 }
 
-/* The beginning of a small file as text; false when it cannot be read. */
-static bool read_small(const char *path, char *buffer, size_t capacity)
+static bool cancelled(const atomic_int *cancel)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
+    return cancel != NULL && atomic_load_explicit(cancel, memory_order_relaxed) != 0;
+}
+
+static bool claim(share *s, uint32_t *index)
+{
+    if (atomic_load_explicit(&s->next, memory_order_relaxed) >= s->end) /* do not take the line */
         return false;
-    ssize_t n = read(fd, buffer, capacity - 1);
-    close(fd);
-    if (n < 0)
-        return false;
-    buffer[n] = '\0';
-    return true;
+    *index = atomic_fetch_add_explicit(&s->next, 1, memory_order_relaxed);
+    return *index < s->end;
 }
 
-/* Whole CPUs that the control group's quota pays for; 0 when unlimited or unknown. */
-static uint32_t quota_cpus(void)
+/* The tasks of share `own`, then what is left of the shares after it. */
+static void run_tasks(bxn_pool *pool, uint32_t own)
 {
-    char groups[4096], path[4352], text[128];
-    double quota = 0, period = 0;
-    if (read_small("/proc/self/cgroup", groups, sizeof groups)) {
-        char *line = strstr(groups, "0::/");
-        if (line != NULL && (line == groups || line[-1] == '\n')) {
-            line += 3;
-            line[strcspn(line, "\n")] = '\0';
-            int n = snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", line);
-            unsigned long long a, b;
-            if (n > 0 && (size_t)n < sizeof path && read_small(path, text, sizeof text) &&
-                sscanf(text, "%llu %llu", &a, &b) == 2) {
-                quota = (double)a;
-                period = (double)b;
-            }
-        }
+    for (uint32_t i = 0, number = own; i < pool->threads; i++) {
+        uint32_t index;
+        while (!cancelled(pool->cancel) && claim(&pool->shares[number], &index))
+            pool->task(pool->context, index);
+        number = number + 1 < pool->threads ? number + 1 : 0;
     }
-    if (period <= 0 && read_small("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", text, sizeof text) &&
-        text[0] != '-') {
-        unsigned long long a, b;
-        char other[128];
-        if (sscanf(text, "%llu", &a) == 1 &&
-            read_small("/sys/fs/cgroup/cpu/cpu.cfs_period_us", other, sizeof other) &&
-            sscanf(other, "%llu", &b) == 1) {
-            quota = (double)a;
-            period = (double)b;
-        }
-    }
-    if (period <= 0 || quota <= 0)
-        return 0;
-    double cpus = quota / period;
-    return cpus <= 1 ? 1 : cpus > 4096 ? 0 : (uint32_t)(cpus + 0.5);
 }
 
-uint32_t bxn_cpu_count(void)
+/* A worker counts itself a sleeper before it looks for a new job once more; the caller
+ * publishes a job before it looks for sleepers: one of the two sees the other. */
+static void sleep_until_called(bxn_pool *pool, uint64_t seen)
 {
-    uint32_t cpus = 0;
-#ifdef CPU_COUNT
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0)
-        cpus = (uint32_t)CPU_COUNT(&set);
-#endif
-    if (cpus == 0) {
-        long online = sysconf(_SC_NPROCESSORS_ONLN);
-        cpus = online > 0 ? (uint32_t)online : 1;
-    }
-    uint32_t quota = quota_cpus();
-    if (quota != 0 && quota < cpus)
-        cpus = quota;
-    return cpus > 256 ? 256 : cpus;
+    pthread_mutex_lock(&pool->lock);
+    atomic_fetch_add(&pool->sleepers, 1);
+    while (pool->tokens == 0 && JOB_GENERATION(atomic_load(&pool->state)) == seen &&
+           atomic_load(&pool->stop) == 0)
+        pthread_cond_wait(&pool->work, &pool->lock);
+    if (pool->tokens > 0)
+        pool->tokens--;
+    else
+        atomic_fetch_sub(&pool->sleepers, 1);
+    pthread_mutex_unlock(&pool->lock);
 }
 
-static void run_tasks(bxn_pool *pool)
+/* Wake sleepers until `wanted` workers are awake. */
+static void call_workers(bxn_pool *pool, uint32_t wanted)
 {
-    for (;;) {
-        if (pool->cancel != NULL && atomic_load_explicit(pool->cancel, memory_order_relaxed) != 0)
-            return;
-        uint32_t index = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
-        if (index >= pool->count)
-            return;
-        pool->task(pool->context, index);
+    if (pool->started - atomic_load(&pool->sleepers) >= wanted)
+        return;
+    pthread_mutex_lock(&pool->lock);
+    uint32_t awake = pool->started - atomic_load(&pool->sleepers);
+    for (; awake < wanted; awake++) {
+        atomic_fetch_sub(&pool->sleepers, 1);
+        pool->tokens++;
+        pthread_cond_signal(&pool->work);
     }
+    pthread_mutex_unlock(&pool->lock);
 }
 
 static void *worker_main(void *argument)
 {
-    bxn_pool *pool = argument;
+    const worker *self = argument;
+    bxn_pool *pool = self->pool;
     uint64_t seen = 0;
     bxn_float_enter();
     for (;;) {
         uint64_t state = atomic_load(&pool->state);
         if (JOB_GENERATION(state) == seen) { /* nothing new: spin a little, then sleep */
-            for (int round = 0; round < SPIN_ROUNDS && JOB_GENERATION(state) == seen; round++) {
-                for (int i = 0; i < 32; i++)
-                    bxn_relax();
+            for (int i = 0; i < SPINS && JOB_GENERATION(state) == seen; i++) {
+                bxn_relax();
                 state = atomic_load(&pool->state);
             }
-            if (JOB_GENERATION(state) == seen) {
-                pthread_mutex_lock(&pool->lock);
-                atomic_fetch_add(&pool->sleepers, 1);
-                while (JOB_GENERATION(atomic_load(&pool->state)) == seen &&
-                       atomic_load(&pool->stop) == 0)
-                    pthread_cond_wait(&pool->work, &pool->lock);
-                atomic_fetch_sub(&pool->sleepers, 1);
-                pthread_mutex_unlock(&pool->lock);
-            }
+            if (JOB_GENERATION(state) == seen)
+                sleep_until_called(pool, seen);
             if (atomic_load(&pool->stop) != 0)
                 return NULL;
             continue;
@@ -199,7 +183,7 @@ static void *worker_main(void *argument)
             inside = atomic_compare_exchange_weak(&pool->state, &state, state + 1);
         if (!inside)
             continue;
-        run_tasks(pool);
+        run_tasks(pool, self->number);
         state = atomic_fetch_sub(&pool->state, 1) - 1;
         if (JOB_INSIDE(state) == 0 && atomic_load(&pool->caller_waits) != 0) {
             pthread_mutex_lock(&pool->lock);
@@ -211,7 +195,28 @@ static void *worker_main(void *argument)
 
 uint64_t bxn_pool_bytes(uint32_t threads)
 {
-    return bxn_alloc_cost(sizeof(bxn_pool)) + bxn_alloc_cost((threads - 1) * sizeof(pthread_t));
+    return bxn_alloc_cost(sizeof(bxn_pool)) + bxn_alloc_cost((threads - 1) * sizeof(worker)) +
+           bxn_alloc_cost(threads * sizeof(share));
+}
+
+static void free_memory(bxn_pool *pool)
+{
+    bxn_mem *mem = pool->mem;
+    bxn_free(mem, pool->shares, pool->threads * sizeof *pool->shares);
+    bxn_free(mem, pool->workers, (pool->threads - 1) * sizeof *pool->workers);
+    bxn_free(mem, pool, sizeof *pool);
+}
+
+static int make_locks(bxn_pool *pool)
+{
+    int failed = pthread_mutex_init(&pool->lock, NULL);
+    if (failed == 0 && (failed = pthread_cond_init(&pool->work, NULL)) != 0)
+        pthread_mutex_destroy(&pool->lock);
+    if (failed == 0 && (failed = pthread_cond_init(&pool->done, NULL)) != 0) {
+        pthread_cond_destroy(&pool->work);
+        pthread_mutex_destroy(&pool->lock);
+    }
+    return failed;
 }
 
 bitaxon_status bxn_pool_create(bxn_mem *mem, uint32_t threads, bxn_pool **out, bitaxon_error *error)
@@ -225,23 +230,22 @@ bitaxon_status bxn_pool_create(bxn_mem *mem, uint32_t threads, bxn_pool **out, b
     pool = memory;
     pool->mem = mem;
     pool->threads = threads;
+    uint32_t cpus = bxn_cpu_count();
+    pool->useful = (threads < cpus ? threads : cpus) - 1;
     pool->process = getpid();
     status = bxn_calloc(mem, (threads - 1) * sizeof *pool->workers, "thread pool", &memory, error);
+    if (status == BITAXON_OK) {
+        pool->workers = memory;
+        status = bxn_calloc(mem, threads * sizeof *pool->shares, "thread pool", &memory, error);
+    }
     if (status != BITAXON_OK) {
-        bxn_free(mem, pool, sizeof *pool);
+        free_memory(pool);
         return status;
     }
-    pool->workers = memory;
-    int failed = pthread_mutex_init(&pool->lock, NULL);
-    if (failed == 0 && (failed = pthread_cond_init(&pool->work, NULL)) != 0)
-        pthread_mutex_destroy(&pool->lock);
-    if (failed == 0 && (failed = pthread_cond_init(&pool->done, NULL)) != 0) {
-        pthread_cond_destroy(&pool->work);
-        pthread_mutex_destroy(&pool->lock);
-    }
+    pool->shares = memory;
+    int failed = make_locks(pool);
     if (failed != 0) {
-        bxn_free(mem, pool->workers, (threads - 1) * sizeof *pool->workers);
-        bxn_free(mem, pool, sizeof *pool);
+        free_memory(pool);
         return bxn_fail(error, BITAXON_SYSTEM, "thread pool: cannot make a lock (error %d)", failed);
     }
     if (mem->host.parallel_for == NULL) {
@@ -254,8 +258,10 @@ bitaxon_status bxn_pool_create(bxn_mem *mem, uint32_t threads, bxn_pool **out, b
         if (sized)
             pthread_attr_setstacksize(&attributes, STACK_BYTES);
         while (pool->started + 1 < threads) {
-            failed = pthread_create(&pool->workers[pool->started], sized ? &attributes : NULL,
-                                    worker_main, pool);
+            worker *w = &pool->workers[pool->started];
+            w->pool = pool;
+            w->number = pool->started + 1;
+            failed = pthread_create(&w->thread, sized ? &attributes : NULL, worker_main, w);
             if (failed != 0)
                 break;
             pool->started++;
@@ -284,24 +290,17 @@ void bxn_pool_free(bxn_pool *pool)
         pthread_cond_broadcast(&pool->work);
         pthread_mutex_unlock(&pool->lock);
         for (uint32_t i = 0; i < pool->started; i++)
-            pthread_join(pool->workers[i], NULL);
+            pthread_join(pool->workers[i].thread, NULL);
         pthread_cond_destroy(&pool->done);
         pthread_cond_destroy(&pool->work);
         pthread_mutex_destroy(&pool->lock);
     }
-    bxn_mem *mem = pool->mem;
-    bxn_free(mem, pool->workers, (pool->threads - 1) * sizeof *pool->workers);
-    bxn_free(mem, pool, sizeof *pool);
+    free_memory(pool);
 }
 
 uint32_t bxn_pool_threads(const bxn_pool *pool) { return pool->threads; }
 
-bool bxn_pool_in_order(const bxn_pool *pool) { return pool->mem->host.parallel_for == NULL; }
-
-static bool cancelled(const atomic_int *cancel)
-{
-    return cancel != NULL && atomic_load_explicit(cancel, memory_order_relaxed) != 0;
-}
+bool bxn_pool_first_first(const bxn_pool *pool) { return pool->mem->host.parallel_for == NULL; }
 
 static bitaxon_status run_here(uint32_t count, bxn_task task, void *context, const atomic_int *cancel)
 {
@@ -347,24 +346,24 @@ bitaxon_status bxn_pool_run(bxn_pool *pool, uint32_t count, bxn_task task, void 
         !atomic_compare_exchange_strong(&pool->busy, &idle, 1))
         return run_here(count, task, context, cancel);
 
-    pool->count = count;
     pool->task = task;
     pool->context = context;
     pool->cancel = cancel;
-    atomic_store(&pool->next, 0);
+    for (uint32_t i = 0, begin = 0; i < pool->threads; i++) {
+        uint32_t end = (uint32_t)((uint64_t)count * (i + 1) / pool->threads);
+        atomic_store_explicit(&pool->shares[i].next, begin, memory_order_relaxed);
+        pool->shares[i].end = end;
+        begin = end;
+    }
     uint64_t generation = JOB_GENERATION(atomic_load(&pool->state)) + 1;
     atomic_store(&pool->state, generation << 32 | JOB_OPEN);
-    if (atomic_load(&pool->sleepers) != 0) {
-        pthread_mutex_lock(&pool->lock);
-        pthread_cond_broadcast(&pool->work);
-        pthread_mutex_unlock(&pool->lock);
-    }
+    call_workers(pool, count - 1 < pool->useful ? count - 1 : pool->useful);
     uint64_t saved = bxn_float_enter();
-    run_tasks(pool);
+    run_tasks(pool, 0);
     bxn_float_leave(saved);
     uint64_t state = atomic_fetch_and(&pool->state, ~JOB_OPEN);
     if (JOB_INSIDE(state) != 0) {
-        for (int i = 0; i < 32 * SPIN_ROUNDS && JOB_INSIDE(atomic_load(&pool->state)) != 0; i++)
+        for (int i = 0; i < SPINS && JOB_INSIDE(atomic_load(&pool->state)) != 0; i++)
             bxn_relax();
         if (JOB_INSIDE(atomic_load(&pool->state)) != 0) {
             pthread_mutex_lock(&pool->lock);

@@ -117,6 +117,9 @@ typedef struct bxn_pool bxn_pool;
 
 /* CPUs this process may use: affinity mask and cgroup quota, at least 1. */
 uint32_t bxn_cpu_count(void);
+/* Whole CPUs that the quota of a control group pays for, given the paths of the process's
+ * membership file and of the mounted tree; 0 when unlimited or unknown. */
+uint32_t bxn_quota_cpus(const char *membership, const char *mount);
 
 /* threads >= 1 counts the caller: threads - 1 workers are started, and sleep. */
 bitaxon_status bxn_pool_create(bxn_mem *mem, uint32_t threads, bxn_pool **out,
@@ -125,16 +128,18 @@ void bxn_pool_free(bxn_pool *pool);
 uint32_t bxn_pool_threads(const bxn_pool *pool);
 uint64_t bxn_pool_bytes(uint32_t threads);
 
-/* Run task(context, i) for i < count on the pool or the host's executor and wait.
+/* Run task(context, i) for i < count on the pool or the host's executor and wait. A thread
+ * of the pool begins with a contiguous range of tasks, the same range whenever count is the
+ * same, and ends with what others have left of theirs.
  * Tasks run with denormals flushed. When *cancel (nullable) becomes non-zero,
  * tasks not begun are skipped and CANCELLED comes back. A pool that is busy with
  * another caller's work is not waited for: the caller runs its tasks itself. */
 bitaxon_status bxn_pool_run(bxn_pool *pool, uint32_t count, bxn_task task, void *context,
                             const atomic_int *cancel);
 
-/* Are tasks begun in ascending order, so that one may wait for what an earlier one does? (Not by
+/* Is task 0 begun by whoever comes first, so that the others may wait for what it does? (Not by
  * a host's executor.) */
-bool bxn_pool_in_order(const bxn_pool *pool);
+bool bxn_pool_first_first(const bxn_pool *pool);
 /* A moment's rest while waiting so. */
 void bxn_relax(void);
 
