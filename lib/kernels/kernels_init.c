@@ -45,7 +45,7 @@ static uint64_t usable(uint64_t features)
 #if defined(__x86_64__)
     uint64_t used = features & BITAXON_CPU_AVX2;
     if (used != 0)
-        used |= features & BITAXON_CPU_AVX512;
+        used |= features & (BITAXON_CPU_AVX512 | BITAXON_CPU_AVX_VNNI);
     return used;
 #else
     (void)features;
@@ -59,8 +59,12 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
     FILL_INTEGER(ref);
     kernels->features = usable(features);
 #if defined(__x86_64__)
-    if (kernels->features & BITAXON_CPU_AVX2)
+    if (kernels->features & BITAXON_CPU_AVX2) {
         FILL_COMMON(avx2);
+        FILL_INTEGER(avx2);
+    }
+    if (kernels->features & BITAXON_CPU_AVX_VNNI)
+        FILL_INTEGER(avxvnni);
     if (kernels->features & BITAXON_CPU_AVX512)
         FILL_COMMON(avx512);
 #endif
