@@ -419,8 +419,10 @@ int bench_kernels(const bxn_kernels *tables, const char *const *names, size_t co
         bench_dense(&s, BXN_F16, 128, 1);
         bench_attention(&s, BXN_F16, 4, 1);
         bench_state(&s);
-        if (selected(&s, "scan"))
+        if (selected(&s, "scan")) {
             bench_scan(s.k, s.tier);
+            bench_chunked(s.k, s.tier);
+        }
         bench_elementwise(&s);
     }
     bxn_float_leave(saved);
