@@ -28,7 +28,7 @@ static size_t tier_count;
 static int set_up(void **state)
 {
     (void)state;
-    static const uint64_t features[] = { 0, BITAXON_CPU_AVX2, BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512 };
+    static const uint64_t features[] = {0, BITAXON_CPU_AVX2, BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512};
     uint64_t detected = bxn_cpu_detect();
     for (size_t i = 0; i < 3; i++)
         if ((detected & features[i]) == features[i])
@@ -92,7 +92,7 @@ typedef struct problem {
 static void problem_open(problem *p, uint32_t states, uint32_t tokens, steps kind, float a_most)
 {
     const size_t ldbcd = 2 * (size_t)states + 1;
-    *p = (problem){ .states = states };
+    *p = (problem){.states = states};
     p->x = randoms(MOST * E, -1, 1);
     p->z = randoms(MOST * E, -3, 3);
     p->bcd = randoms(MOST * ldbcd, -1, 1);
@@ -108,14 +108,27 @@ static void problem_open(problem *p, uint32_t states, uint32_t tokens, steps kin
         p->x[t * E + 7] = 0.0f; /* its state does nothing but decay */
     p->d = randoms(E, -1, 1);
     p->h = randoms(E * states, -1, 1);
-    p->args = (bxn_scan_args){ .tokens = tokens, .begin = 0, .end = E, .states = states, .x = p->x, .ldx = E,
-                               .z = p->z, .ldz = E, .bcd = p->bcd, .ldbcd = ldbcd, .dt_weight = p->weight,
-                               .dt_bias = p->bias, .a2 = p->a2, .d = p->d, .h_in = p->h, .ldy = E };
+    p->args = (bxn_scan_args){.tokens = tokens,
+                              .begin = 0,
+                              .end = E,
+                              .states = states,
+                              .x = p->x,
+                              .ldx = E,
+                              .z = p->z,
+                              .ldz = E,
+                              .bcd = p->bcd,
+                              .ldbcd = ldbcd,
+                              .dt_weight = p->weight,
+                              .dt_bias = p->bias,
+                              .a2 = p->a2,
+                              .d = p->d,
+                              .h_in = p->h,
+                              .ldy = E};
 }
 
 static void problem_close(problem *p)
 {
-    float *all[] = { p->x, p->z, p->bcd, p->weight, p->bias, p->a2, p->d, p->h };
+    float *all[] = {p->x, p->z, p->bcd, p->weight, p->bias, p->a2, p->d, p->h};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         free(all[i]);
 }
@@ -145,7 +158,8 @@ static void expect(const problem *p, expected *x)
             double sum = (double)a->d[e] * xi, bound = TOLERANCE * fabs(sum);
             for (uint32_t n = 0; n < a->states; n++) {
                 size_t i = base + n * 16;
-                double power = dt * (double)a->a2[i], decay = exp2(power), added = dt * xi * (double)row[n];
+                double power = dt * (double)a->a2[i], decay = exp2(power),
+                       added = dt * xi * (double)row[n];
                 power = power < -5000 ? -5000 : power; /* 0 in any case */
                 /* how much a wrong step moves what decays */
                 x->h_bound[i] = decay * (x->h_bound[i] + size[n] * DT_ERROR * fabs(power));
@@ -168,10 +182,12 @@ static void check(const problem *p, const expected *x, const float *y, const flo
 {
     for (uint32_t i = 0; i < p->args.tokens * E; i++)
         if (!(fabs((double)y[i] - x->y[i]) <= x->y_bound[i]))
-            fail_msg("a2 %g: y[%u] = %.9g, expected %.9g +- %.3g", (double)p->a2[5], i, (double)y[i], x->y[i], x->y_bound[i]);
+            fail_msg("a2 %g: y[%u] = %.9g, expected %.9g +- %.3g", (double)p->a2[5], i,
+                     (double)y[i], x->y[i], x->y_bound[i]);
     for (uint32_t i = 0; i < E * p->states; i++)
         if (!(fabs((double)h[i] - x->h[i]) <= x->h_bound[i]))
-            fail_msg("h[%u] = %.9g, expected %.9g +- %.3g", i, (double)h[i], x->h[i], x->h_bound[i]);
+            fail_msg("h[%u] = %.9g, expected %.9g +- %.3g", i, (double)h[i], x->h[i],
+                     x->h_bound[i]);
 }
 
 static void run_chunked(const bxn_scan_args *args, uint32_t chunk)
@@ -189,7 +205,7 @@ static void test_chunks(void **state)
 {
     (void)state;
     static expected want;
-    static const float a_sizes[] = { 0.1f, 1.5f, 23.1f, 3e4f, 3e38f };
+    static const float a_sizes[] = {0.1f, 1.5f, 23.1f, 3e4f, 3e38f};
     uint32_t chunk = 1;
     for (steps kind = 0; kind < STEP_KINDS; kind++)
         for (size_t s = 0; s < 5; s++)
@@ -276,14 +292,16 @@ static void test_not_numbers(void **state)
     problem_close(&p);
 }
 
-/* ---- one decay per head ------------------------------------------------------------------------ */
+/* ---- one decay per head ------------------------------------------------------------------------
+ */
 
 enum { HEADS = 4, GROUPS = 2 };
 
-static void check_ssd(uint32_t head_dim, uint32_t states, uint32_t tokens, uint32_t chunk, steps kind,
-                      float a_most)
+static void check_ssd(uint32_t head_dim, uint32_t states, uint32_t tokens, uint32_t chunk,
+                      steps kind, float a_most)
 {
-    const size_t ldx = HEADS * head_dim + 5, ldbc = GROUPS * states + 3, cells = (size_t)head_dim * states;
+    const size_t ldx = HEADS * head_dim + 5, ldbc = GROUPS * states + 3,
+                 cells = (size_t)head_dim * states;
     float *x = randoms(tokens * ldx, -1, 1), *dt = randoms(tokens * HEADS, 0, 0);
     float *b = randoms(tokens * ldbc, -1, 1), *c = randoms(tokens * ldbc, -1, 1);
     float *a2 = randoms(HEADS, -a_most, -a_most / 50), *d = randoms(HEADS, -1, 1);
@@ -295,10 +313,23 @@ static void check_ssd(uint32_t head_dim, uint32_t states, uint32_t tokens, uint3
     }
     for (size_t t = 0; t < tier_count; t++) {
         float *y = randoms(tokens * ldx, 9, 9), *h = randoms(HEADS * cells, 0, 0);
-        bxn_ssd_args a = { .tokens = tokens, .head_dim = head_dim, .states = states,
-                           .heads_per_group = HEADS / GROUPS, .x = x, .ldx = ldx, .dt = dt, .lddt = HEADS,
-                           .b = b, .c = c, .ldbc = ldbc, .a2 = a2, .d = d, .h_in = h_in, .h_out = h,
-                           .y = y, .ldy = ldx };
+        bxn_ssd_args a = {.tokens = tokens,
+                          .head_dim = head_dim,
+                          .states = states,
+                          .heads_per_group = HEADS / GROUPS,
+                          .x = x,
+                          .ldx = ldx,
+                          .dt = dt,
+                          .lddt = HEADS,
+                          .b = b,
+                          .c = c,
+                          .ldbc = ldbc,
+                          .a2 = a2,
+                          .d = d,
+                          .h_in = h_in,
+                          .h_out = h,
+                          .y = y,
+                          .ldy = ldx};
         size_t bytes = bxn_ssd_chunked_bytes(chunk, head_dim, states);
         unsigned char *scratch = aligned_alloc(BXN_ALIGN, bytes + BXN_ALIGN);
         assert_non_null(scratch);
@@ -319,8 +350,10 @@ static void check_ssd(uint32_t head_dim, uint32_t states, uint32_t tokens, uint3
                 for (uint32_t n = 0; n < states; n++)
                     size[n] = fabs(state[n] = (double)from[n]);
                 for (uint32_t i = 0; i < tokens; i++) {
-                    double step = (double)dt[i * HEADS + head], decay = exp2(step * (double)a2[head]);
-                    double xi = (double)x[i * ldx + head * head_dim + k], sum = (double)d[head] * xi;
+                    double step = (double)dt[i * HEADS + head],
+                           decay = exp2(step * (double)a2[head]);
+                    double xi = (double)x[i * ldx + head * head_dim + k],
+                           sum = (double)d[head] * xi;
                     double bound = fabs(sum);
                     for (uint32_t n = 0; n < states; n++) {
                         double added = step * xi * (double)b[i * ldbc + group + n];
@@ -344,7 +377,7 @@ static void check_ssd(uint32_t head_dim, uint32_t states, uint32_t tokens, uint3
         free(y);
         free(h);
     }
-    float *all[] = { x, dt, b, c, a2, d, h_in };
+    float *all[] = {x, dt, b, c, a2, d, h_in};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         free(all[i]);
 }
@@ -352,7 +385,7 @@ static void check_ssd(uint32_t head_dim, uint32_t states, uint32_t tokens, uint3
 static void test_one_decay_per_head(void **state)
 {
     (void)state;
-    static const float a_sizes[] = { 0.1f, 23.1f, 3e38f };
+    static const float a_sizes[] = {0.1f, 23.1f, 3e38f};
     for (steps kind = 0; kind < STEP_KINDS; kind++)
         for (size_t s = 0; s < 3; s++) {
             check_ssd(20, 33, 100, 64, kind, a_sizes[s]);

@@ -47,11 +47,11 @@ static inline double add_term(double cs, float dt, float a2)
 
 /* Of 16 channels; the tokens of a chunk are the rows. */
 typedef struct chunk_rows {
-    double (*cs)[LANES];    /* of one state */
+    double (*cs)[LANES]; /* of one state */
     float (*dt)[LANES];
-    float (*u)[LANES];      /* dt * x */
-    float (*added)[LANES];  /* u * B of one state */
-    float (*sum)[LANES];    /* C * h over the states */
+    float (*u)[LANES];     /* dt * x */
+    float (*added)[LANES]; /* u * B of one state */
+    float (*sum)[LANES];   /* C * h over the states */
 } chunk_rows;
 
 static chunk_rows rows_at(void *scratch, uint32_t chunk)
@@ -119,8 +119,8 @@ static void chunk_strip(const bxn_scan_args *args, uint32_t e, uint32_t t, uint3
         }
     }
     for (uint32_t n = 0; n < args->states; n++)
-        chunk_state(args, t, tokens, n, args->a2 + base + n * LANES,
-                    args->h_out + base + n * LANES, r);
+        chunk_state(args, t, tokens, n, args->a2 + base + n * LANES, args->h_out + base + n * LANES,
+                    r);
     for (uint32_t i = 0; i < tokens; i++) {
         for (size_t l = 0; l < LANES; l++) {
             float z = args->z[(t + i) * args->ldz + e + l];
@@ -171,10 +171,9 @@ static ssd_rows ssd_rows_at(void *scratch, size_t q, size_t p, size_t n)
         float **place;
         size_t count;
     } parts[] = {
-        {&r.c, q * r.ld_n},     {&r.b, q * n},         {&r.scores, q * r.ld_q},
-        {&r.weighted, q * r.ld_q}, {&r.u, p * r.ld_q}, {&r.u_dense, p * q},
-        {&r.b_end, n * q},      {&r.from_h, q * p},    {&r.inside, q * p},
-        {&r.h_added, p * n},
+        {&r.c, q * r.ld_n}, {&r.b, q * n},       {&r.scores, q * r.ld_q}, {&r.weighted, q * r.ld_q},
+        {&r.u, p * r.ld_q}, {&r.u_dense, p * q}, {&r.b_end, n * q},       {&r.from_h, q * p},
+        {&r.inside, q * p}, {&r.h_added, p * n},
     };
     r.cs = scratch;
     r.bytes = bxn_round_up(q * sizeof *r.cs, BXN_ALIGN);
@@ -246,7 +245,8 @@ static void ssd_head(const bxn_kernels *kernels, const bxn_ssd_args *a, uint32_t
     for (uint32_t i = 0; i < tokens; i++) {
         float decay = exp2_nonpositive((float)r->cs[i]), *y = a->y + (t + i) * a->ldy + head * p;
         for (size_t k = 0; k < p; k++)
-            y[k] = decay * r->from_h[i * p + k] + r->inside[i * p + k] + a->d[head] * x[i * a->ldx + k];
+            y[k] = decay * r->from_h[i * p + k] + r->inside[i * p + k] +
+                   a->d[head] * x[i * a->ldx + k];
     }
     float decay = exp2_nonpositive((float)end);
     for (size_t k = 0; k < p * n; k++)

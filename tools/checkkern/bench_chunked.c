@@ -43,8 +43,9 @@ static void bench_channels(const bxn_kernels *k, const char *tier)
     float *bcd = filled(TOKENS * LD, -1, 1), *p = filled(3 * CHANNELS, -3, 0);
     float *a2 = filled(CHANNELS * STATES, -23, -1), *h = filled(CHANNELS * STATES, 0, 0);
     float *scratch = filled(bxn_scan_chunked_bytes(64) / sizeof(float), 0, 0);
-    bxn_scan_args a = {TOKENS, 0,  CHANNELS, STATES,       x,  CHANNELS, x, CHANNELS, bcd,
-                       LD,     p,  p + CHANNELS, a2, p + 2 * CHANNELS, h, h, y, CHANNELS};
+    bxn_scan_args a = {TOKENS, 0,       CHANNELS, STATES,       x,  CHANNELS,         x, CHANNELS,
+                       bcd,    LD,      p,        p + CHANNELS, a2, p + 2 * CHANNELS, h, h,
+                       y,      CHANNELS};
     const double units = TOKENS * (CHANNELS / 16.0);
     double recurrence = INFINITY, best[4] = {INFINITY, INFINITY, INFINITY, INFINITY};
     for (int round = 0; round < ROUNDS; round++) {
@@ -57,9 +58,10 @@ static void bench_channels(const bxn_kernels *k, const char *tier)
             best[c] = fmin(best[c], (now_ns() - t0) / units);
         }
     }
-    printf("scan chunked     %-7s 16 channels x 16 states x 1 token: recurrence %.0f ns; chunks of 1, "
-           "4, 16, 64 in plain C: %.0f, %.0f, %.0f, %.0f ns\n",
-           tier, recurrence, best[0], best[1], best[2], best[3]);
+    printf(
+        "scan chunked     %-7s 16 channels x 16 states x 1 token: recurrence %.0f ns; chunks of 1, "
+        "4, 16, 64 in plain C: %.0f, %.0f, %.0f, %.0f ns\n",
+        tier, recurrence, best[0], best[1], best[2], best[3]);
     float *all[] = {x, y, bcd, p, a2, h, scratch};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         free(all[i]);
@@ -73,8 +75,9 @@ static void bench_heads(const bxn_kernels *k, const char *tier)
     float *dt = filled(TOKENS * HEADS, 0.01f, 1), *p = filled(2 * HEADS, -2, -1);
     float *bc = filled(TOKENS * STATES * 2, -1, 1), *h = filled(HEADS * DIM * STATES, 0, 0);
     float *scratch = filled(bxn_ssd_chunked_bytes(128, DIM, STATES) / sizeof(float), 0, 0);
-    bxn_ssd_args a = {TOKENS,     0,     HEADS, DIM,        STATES, HEADS, x, HEADS * DIM, dt, HEADS, bc,
-                      bc + STATES, 2 * STATES, p, p + HEADS, h,      h,     y, HEADS * DIM};
+    bxn_ssd_args a = {TOKENS,      0,  HEADS, DIM, STATES,      HEADS,      x,
+                      HEADS * DIM, dt, HEADS, bc,  bc + STATES, 2 * STATES, p,
+                      p + HEADS,   h,  h,     y,   HEADS * DIM};
     printf("one decay / head %-7s 64 x 128, 1 token:", tier);
     for (size_t c = 0; c < sizeof chunks / sizeof chunks[0]; c++) {
         double best = INFINITY;

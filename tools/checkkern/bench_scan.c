@@ -2,7 +2,8 @@
 /* bench_scan.c - the selective scan of a model with 16 state-space layers of 5120 channels and 16
  * states, on one core, beside two loops that are measured in the same run: the recurrence
  * with everything exponential left out (decays are read, the step is linear, the gate is a
- * product; once as it comes, once with rows fetched ahead), and the scalar loop with expf. Rows lie as a pass over 128 tokens has them. */
+ * product), once as it comes and once with rows fetched ahead; and the scalar loop with
+ * expf. Rows lie as a pass over 128 tokens has them. */
 #include "checkkern.h"
 
 #include <math.h>
@@ -51,7 +52,7 @@ static void free_scalar(const bxn_scan_args *a, uint32_t e, bool ahead)
 #if defined(__x86_64__)
 /* Channels in lanes, states in registers, rows fetched ahead: nothing but the recurrence. */
 __attribute__((target("avx2,fma"))) static void free_avx2(const bxn_scan_args *a, uint32_t e,
-                                                                   bool ahead)
+                                                          bool ahead)
 {
     for (uint32_t c = e; c < e + 16; c += 8) {
         __m256 h[STATES];
@@ -87,7 +88,7 @@ __attribute__((target("avx2,fma"))) static void free_avx2(const bxn_scan_args *a
 }
 
 __attribute__((target("avx512f"))) static void free_avx512(const bxn_scan_args *a, uint32_t e,
-                                                                  bool ahead)
+                                                           bool ahead)
 {
     __m512 h[STATES];
     const size_t base = (size_t)(e / 16) * STATES * 16;
@@ -205,7 +206,8 @@ void bench_scan(const bxn_kernels *k, const char *tier)
         without = free_avx2;
 #endif
     const uint32_t channels = k->features == 0 ? 256 : CHANNELS, scalar_channels = 128;
-    const double units = TOKENS * (channels / 16.0), scalar_units = TOKENS * (scalar_channels / 16.0);
+    const double units = TOKENS * (channels / 16.0),
+                 scalar_units = TOKENS * (scalar_channels / 16.0);
     double full[ROUNDS], bare[2][ROUNDS], scalar[ROUNDS];
     for (int i = 0; i < ROUNDS; i++) { /* in turn, so that all see the same clock */
         a.end = channels;

@@ -40,7 +40,7 @@ static void token4(const bxn_conv_args *args, uint32_t t, uint32_t begin, uint32
         BXN_UNROLL
         for (size_t j = 0; j < COMMON; j++)
             c = _mm256_fmadd_ps(_mm256_loadu_ps(args->weight + j * args->e16 + e),
-                            _mm256_loadu_ps(p[j] + e), c);
+                                _mm256_loadu_ps(p[j] + e), c);
         _mm256_storeu_ps(args->y + t * args->ldy + e, _mm256_mul_ps(c, sigmoid(c)));
     }
 }
@@ -51,7 +51,7 @@ static void token_any(const bxn_conv_args *args, uint32_t t, uint32_t begin, uin
         __m256 c = _mm256_loadu_ps(args->bias + e);
         for (size_t j = 0; j < args->taps; j++)
             c = _mm256_fmadd_ps(_mm256_loadu_ps(args->weight + j * args->e16 + e),
-                            _mm256_loadu_ps(input_row(args, t + j) + e), c);
+                                _mm256_loadu_ps(input_row(args, t + j) + e), c);
         _mm256_storeu_ps(args->y + t * args->ldy + e, _mm256_mul_ps(c, sigmoid(c)));
     }
 }

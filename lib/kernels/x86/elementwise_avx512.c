@@ -47,9 +47,9 @@ void bxn_rmsnorm_avx512(const float *x, const float *w, size_t n, float eps, flo
 void bxn_add_avx512(float *y, const float *x, size_t n)
 {
 #define ADD(i, mask)                                                                               \
-    _mm512_mask_storeu_ps(y + (i), mask,                                                           \
-                          _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y + (i)),                      \
-                                        _mm512_maskz_loadu_ps(mask, x + (i))))
+    _mm512_mask_storeu_ps(                                                                         \
+        y + (i), mask,                                                                             \
+        _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y + (i)), _mm512_maskz_loadu_ps(mask, x + (i))))
     FOR_VECTORS(ADD);
 }
 

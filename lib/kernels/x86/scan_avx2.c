@@ -12,10 +12,14 @@
 #if defined(__x86_64__)
 #include "kernels/x86/vec_avx2.h"
 
-#define BLOCK 32 /* tokens */
+#define BLOCK 32 /* vectors of 8 channels: tokens of one strip, or few tokens of several */
 #define GROUP 4  /* states */
 
-/* A block of 8 channels: vectors by token. */
+/* Tokens [t, t + tokens) of the strip at channel e, in the vectors from `row` on. */
+typedef struct span {
+    uint32_t e, t, tokens, row;
+} span;
+
 typedef struct block {
     float dt[BLOCK][8];
     float u[BLOCK][8];    /* dt * x */
@@ -25,14 +29,14 @@ typedef struct block {
     bool deep[BLOCK];     /* an exponent may be below -125 or not a number */
 } block;
 
-static void prepare(const bxn_scan_args *args, uint32_t e, uint32_t t, uint32_t tokens,
-                    __m256 lowest, block *b)
+static void prepare(const bxn_scan_args *args, span at, __m256 lowest, block *b)
 {
+    const uint32_t e = at.e;
     const __m256 weight = _mm256_loadu_ps(args->dt_weight + e);
     const __m256 bias = _mm256_loadu_ps(args->dt_bias + e), d = _mm256_loadu_ps(args->d + e);
-    const float *raw = args->bcd + t * args->ldbcd + 2 * (size_t)args->states;
-    const float *x = args->x + t * args->ldx + e, *z = args->z + t * args->ldz + e;
-    for (uint32_t i = 0; i < tokens; i++) {
+    const float *raw = args->bcd + at.t * args->ldbcd + 2 * (size_t)args->states;
+    const float *x = args->x + at.t * args->ldx + e, *z = args->z + at.t * args->ldz + e;
+    for (uint32_t i = at.row; i < at.row + at.tokens; i++) {
         __m256 xi = _mm256_loadu_ps(x), zi = _mm256_loadu_ps(z);
         __m256 dt = softplus(_mm256_fmadd_ps(_mm256_set1_ps(*raw), weight, bias));
         dt = _mm256_max_ps(_mm256_set1_ps(1e-4f), dt); /* NaN stays: it is the second operand */
@@ -94,14 +98,14 @@ BXN_INLINE void step(const float *bcd, uint32_t states, const float *a2, unsigne
 
 /* `count` states over the tokens of a block, read at `from` and written to h; C * h is added to
  * the sums. count is a constant where it is called. */
-BXN_INLINE void group(const float *bcd, size_t ldbcd, uint32_t states, uint32_t tokens,
-                      const float *a2, const float *from, float *h, unsigned count, block *b)
+BXN_INLINE void group(const float *bcd, size_t ldbcd, uint32_t states, span at, const float *a2,
+                      const float *from, float *h, unsigned count, block *b)
 {
     __m256 state[GROUP];
     BXN_UNROLL
     for (unsigned n = 0; n < count; n++)
         state[n] = _mm256_loadu_ps(from + n * 16);
-    for (uint32_t i = 0; i < tokens; i++, bcd += ldbcd) {
+    for (uint32_t i = at.row; i < at.row + at.tokens; i++, bcd += ldbcd) {
         if (b->deep[i])
             step(bcd, states, a2, count, b, i, true, state);
         else
@@ -147,28 +151,25 @@ static ahead rows_from(const bxn_scan_args *args, uint32_t e, uint32_t t)
     return a;
 }
 
-static void recur(const bxn_scan_args *args, uint32_t e, uint32_t t, uint32_t tokens, block *b,
-                  ahead *next)
+static void recur(const bxn_scan_args *args, span at, block *b, ahead *next)
 {
-    const size_t base = (size_t)(e / 16) * args->states * 16 + e % 16;
-    const float *bcd = args->bcd + t * args->ldbcd, *a2 = args->a2 + base;
-    const float *from = (t == 0 ? args->h_in : args->h_out) + base;
+    const size_t base = (size_t)(at.e / 16) * args->states * 16 + at.e % 16, ld = args->ldbcd;
+    const float *bcd = args->bcd + at.t * ld, *a2 = args->a2 + base;
+    const float *from = (at.t == 0 ? args->h_in : args->h_out) + base;
     float *h = args->h_out + base;
-    const size_t ld = args->ldbcd;
     uint32_t n = 0;
     for (; n + GROUP <= args->states; n += GROUP) {
         fetch(next, BLOCK / 8);
-        group(bcd + n, ld, args->states, tokens, a2 + n * 16, from + n * 16, h + n * 16, GROUP, b);
+        group(bcd + n, ld, args->states, at, a2 + n * 16, from + n * 16, h + n * 16, GROUP, b);
     }
     for (; n < args->states; n++)
-        group(bcd + n, ld, args->states, tokens, a2 + n * 16, from + n * 16, h + n * 16, 1, b);
+        group(bcd + n, ld, args->states, at, a2 + n * 16, from + n * 16, h + n * 16, 1, b);
 }
 
-static void finish(const bxn_scan_args *args, uint32_t e, uint32_t t, uint32_t tokens,
-                   const block *b)
+static void finish(const bxn_scan_args *args, span at, const block *b)
 {
-    float *y = args->y + t * args->ldy + e;
-    for (uint32_t i = 0; i < tokens; i++, y += args->ldy) {
+    float *y = args->y + at.t * args->ldy + at.e;
+    for (uint32_t i = at.row; i < at.row + at.tokens; i++, y += args->ldy) {
         __m256 v = _mm256_add_ps(_mm256_load_ps(b->sum[i]), _mm256_load_ps(b->skip[i]));
         _mm256_storeu_ps(y, _mm256_mul_ps(v, _mm256_load_ps(b->gate[i])));
     }
@@ -189,28 +190,57 @@ static __m256 lowest_of(const bxn_scan_args *args, uint32_t e)
     return _mm256_add_ps(lowest, finite);
 }
 
+/* Many tokens: strip by strip, 16 channels by 16, so that both halves use the lines fetched. */
+static void scan_blocks(const bxn_scan_args *args, uint32_t e, block *b)
+{
+    const __m256 lowest[2] = {lowest_of(args, e), lowest_of(args, e + 8)};
+    for (uint32_t t = 0; t < args->tokens; t += BLOCK) {
+        uint32_t tokens = args->tokens - t < BLOCK ? args->tokens - t : BLOCK;
+        ahead next = {0};
+        if (t + tokens < args->tokens)
+            next = rows_from(args, e, t + tokens);
+        else if (e + 16 < args->end)
+            next = rows_from(args, e + 16, 0);
+        for (uint32_t half = 0; half < 2; half++) {
+            const span at = {e + 8 * half, t, tokens, 0};
+            prepare(args, at, lowest[half], b);
+            recur(args, at, b, &next);
+            finish(args, at, b);
+        }
+    }
+}
+
+/* Few tokens: a block holds several strips. */
+static void scan_strips(const bxn_scan_args *args, uint32_t e, uint32_t strips, block *b)
+{
+    const uint32_t tokens = args->tokens;
+    for (uint32_t s = 0; s < strips; s++)
+        prepare(args, (span){e + 8 * s, 0, tokens, s * tokens}, lowest_of(args, e + 8 * s), b);
+    for (uint32_t s = 0; s < strips; s++) {
+        ahead next = {0};
+        if (tokens > 1 && s % 2 == 0 && args->end - e > 8 * strips + 8 * s)
+            next = rows_from(args, e + 8 * strips + 8 * s, 0);
+        recur(args, (span){e + 8 * s, 0, tokens, s * tokens}, b, &next);
+    }
+    for (uint32_t s = 0; s < strips; s++)
+        finish(args, (span){e + 8 * s, 0, tokens, s * tokens}, b);
+}
+
 void bxn_scan_avx2(const bxn_scan_args *args)
 {
     _Alignas(32) block b;
-    for (uint32_t e = args->begin; e < args->end; e += 16) {
-        const __m256 lowest[2] = {lowest_of(args, e), lowest_of(args, e + 8)};
-        for (uint32_t t = 0; t < args->tokens; t += BLOCK) {
-            uint32_t tokens = args->tokens - t < BLOCK ? args->tokens - t : BLOCK;
-            ahead next = {0};
-            if (t + tokens < args->tokens)
-                next = rows_from(args, e, t + tokens);
-            else if (e + 16 < args->end)
-                next = rows_from(args, e + 16, 0);
-            for (uint32_t half = 0; half < 2; half++) {
-                prepare(args, e + 8 * half, t, tokens, lowest[half], &b);
-                recur(args, e + 8 * half, t, tokens, &b, &next);
-                finish(args, e + 8 * half, t, tokens, &b);
-            }
-        }
-        if (args->tokens == 0 && args->h_out != args->h_in) {
-            size_t floats = (size_t)args->states * 16;
-            memcpy(args->h_out + e / 16 * floats, args->h_in + e / 16 * floats, 4 * floats);
-        }
+    if (args->tokens == 0 && args->h_out != args->h_in) {
+        const size_t first = (size_t)args->begin * args->states,
+                     end = (size_t)args->end * args->states;
+        memcpy(args->h_out + first, args->h_in + first, (end - first) * sizeof *args->h_in);
+    }
+    const uint32_t batch = args->tokens == 0 ? 2 : BLOCK / args->tokens;
+    for (uint32_t e = args->begin; e < args->end; e += batch >= 2 ? 8 * batch : 16) {
+        const uint32_t left = (args->end - e) / 8;
+        if (batch >= 2)
+            scan_strips(args, e, left < batch ? left : batch, &b);
+        else
+            scan_blocks(args, e, &b);
     }
 }
 #endif

@@ -12,9 +12,13 @@
 #if defined(__x86_64__)
 #include "kernels/x86/vec_avx512.h"
 
-#define BLOCK 32 /* tokens */
+#define BLOCK 32 /* vectors of 16 channels: tokens of one strip, or few tokens of several */
 
-/* A block of 16 channels: vectors by token. */
+/* Tokens [t, t + tokens) of the strip at channel e, in the vectors from `row` on. */
+typedef struct span {
+    uint32_t e, t, tokens, row;
+} span;
+
 typedef struct block {
     float dt[BLOCK][16];
     float u[BLOCK][16];    /* dt * x */
@@ -27,13 +31,14 @@ typedef struct block {
     size_t ldx, ldz, ldy;
 } block;
 
-static void prepare(const bxn_scan_args *args, uint32_t e, uint32_t t, uint32_t tokens, block *b)
+static void prepare(const bxn_scan_args *args, span at, block *b)
 {
+    const uint32_t e = at.e;
     const __m512 weight = _mm512_loadu_ps(args->dt_weight + e);
     const __m512 bias = _mm512_loadu_ps(args->dt_bias + e), d = _mm512_loadu_ps(args->d + e);
-    const float *raw = args->bcd + t * args->ldbcd + 2 * (size_t)args->states;
-    const float *x = args->x + t * args->ldx + e, *z = args->z + t * args->ldz + e;
-    for (uint32_t i = 0; i < tokens; i++) {
+    const float *raw = args->bcd + at.t * args->ldbcd + 2 * (size_t)args->states;
+    const float *x = args->x + at.t * args->ldx + e, *z = args->z + at.t * args->ldz + e;
+    for (uint32_t i = at.row; i < at.row + at.tokens; i++) {
         __m512 xi = _mm512_loadu_ps(x), zi = _mm512_loadu_ps(z);
         __m512 dt = softplus(_mm512_fmadd_ps(_mm512_set1_ps(*raw), weight, bias));
         dt = _mm512_max_ps(_mm512_set1_ps(1e-4f), dt); /* NaN stays: it is the second operand */
@@ -51,18 +56,18 @@ static void prepare(const bxn_scan_args *args, uint32_t e, uint32_t t, uint32_t 
 
 /* `count` states over the tokens of a block, read at `from` and written to h; two chains of C * h
  * are added to the sums. count is a constant where it is called. */
-BXN_INLINE void group(const float *bcd, size_t ldbcd, uint32_t states, uint32_t tokens,
-                      const float *a2, const float *from, float *h, unsigned count, block *b)
+BXN_INLINE void group(const float *bcd, size_t ldbcd, uint32_t states, span at, const float *a2,
+                      const float *from, float *h, unsigned count, block *b)
 {
     __m512 state[16];
     BXN_UNROLL
     for (unsigned n = 0; n < count; n++)
         state[n] = _mm512_loadu_ps(from + n * 16);
-    for (uint32_t i = 0; i < tokens; i++) {
+    for (uint32_t i = at.row; i < at.row + at.tokens; i++) {
         const float *c = bcd + states;
-        _mm_prefetch((const char *)(b->next_x + i * b->ldx), _MM_HINT_T0);
-        _mm_prefetch((const char *)(b->next_z + i * b->ldz), _MM_HINT_T0);
-        _mm_prefetch((const char *)(b->next_y + i * b->ldy), _MM_HINT_T0);
+        _mm_prefetch((const char *)(b->next_x + (i - at.row) * b->ldx), _MM_HINT_T0);
+        _mm_prefetch((const char *)(b->next_z + (i - at.row) * b->ldz), _MM_HINT_T0);
+        _mm_prefetch((const char *)(b->next_y + (i - at.row) * b->ldy), _MM_HINT_T0);
         const __m512 dt = _mm512_load_ps(b->dt[i]), u = _mm512_load_ps(b->u[i]);
         __m512 sum[2] = {_mm512_load_ps(b->sum[i]), _mm512_setzero_ps()};
         BXN_UNROLL
@@ -80,30 +85,40 @@ BXN_INLINE void group(const float *bcd, size_t ldbcd, uint32_t states, uint32_t 
         _mm512_storeu_ps(h + n * 16, state[n]);
 }
 
-static void recur(const bxn_scan_args *args, uint32_t e, uint32_t t, uint32_t tokens, block *b)
+static void recur(const bxn_scan_args *args, span at, block *b)
 {
-    const size_t base = (size_t)(e / 16) * args->states * 16;
-    const float *bcd = args->bcd + t * args->ldbcd, *a2 = args->a2 + base;
-    const float *from = (t == 0 ? args->h_in : args->h_out) + base;
+    const size_t base = (size_t)(at.e / 16) * args->states * 16, ld = args->ldbcd;
+    const float *bcd = args->bcd + at.t * ld, *a2 = args->a2 + base;
+    const float *from = (at.t == 0 ? args->h_in : args->h_out) + base;
     float *h = args->h_out + base;
-    const size_t ld = args->ldbcd;
     uint32_t n = 0;
     for (; n + 16 <= args->states; n += 16)
-        group(bcd + n, ld, args->states, tokens, a2 + n * 16, from + n * 16, h + n * 16, 16, b);
+        group(bcd + n, ld, args->states, at, a2 + n * 16, from + n * 16, h + n * 16, 16, b);
     for (; n + 4 <= args->states; n += 4)
-        group(bcd + n, ld, args->states, tokens, a2 + n * 16, from + n * 16, h + n * 16, 4, b);
+        group(bcd + n, ld, args->states, at, a2 + n * 16, from + n * 16, h + n * 16, 4, b);
     for (; n < args->states; n++)
-        group(bcd + n, ld, args->states, tokens, a2 + n * 16, from + n * 16, h + n * 16, 1, b);
+        group(bcd + n, ld, args->states, at, a2 + n * 16, from + n * 16, h + n * 16, 1, b);
 }
 
-static void finish(const bxn_scan_args *args, uint32_t e, uint32_t t, uint32_t tokens,
-                   const block *b)
+static void finish(const bxn_scan_args *args, span at, const block *b)
 {
-    float *y = args->y + t * args->ldy + e;
-    for (uint32_t i = 0; i < tokens; i++, y += args->ldy) {
+    float *y = args->y + at.t * args->ldy + at.e;
+    for (uint32_t i = at.row; i < at.row + at.tokens; i++, y += args->ldy) {
         __m512 v = _mm512_add_ps(_mm512_load_ps(b->sum[i]), _mm512_load_ps(b->skip[i]));
         _mm512_storeu_ps(y, _mm512_mul_ps(v, _mm512_load_ps(b->gate[i])));
     }
+}
+
+/* What is fetched while `at` computes: its strip's next block, or after the last one the first of
+ * the strip `strips` after it. */
+static void look_ahead(const bxn_scan_args *args, span at, uint32_t strips, block *b)
+{
+    bool more = args->tokens - at.t >= 2 * BLOCK;
+    bool other = !more && args->end - at.e > 16 * strips;
+    size_t t = more ? at.t + BLOCK : other ? 0 : at.t, e = other ? at.e + 16 * strips : at.e;
+    b->next_x = args->x + t * args->ldx + e;
+    b->next_z = args->z + t * args->ldz + e;
+    b->next_y = args->y + t * args->ldy + e;
 }
 
 void bxn_scan_avx512(const bxn_scan_args *args)
@@ -112,22 +127,25 @@ void bxn_scan_avx512(const bxn_scan_args *args)
     b.ldx = args->ldx;
     b.ldz = args->ldz;
     b.ldy = args->ldy;
-    for (uint32_t e = args->begin; e < args->end; e += 16) {
+    if (args->tokens == 0 && args->h_out != args->h_in) {
+        const size_t first = (size_t)args->begin * args->states,
+                     end = (size_t)args->end * args->states;
+        memcpy(args->h_out + first, args->h_in + first, (end - first) * sizeof *args->h_in);
+    }
+    const uint32_t batch = args->tokens > 0 && args->tokens < BLOCK ? BLOCK / args->tokens : 1;
+    for (uint32_t e = args->begin; e < args->end; e += 16 * batch) {
+        const uint32_t left = (args->end - e) / 16, strips = left < batch ? left : batch;
         for (uint32_t t = 0; t < args->tokens; t += BLOCK) {
             uint32_t tokens = args->tokens - t < BLOCK ? args->tokens - t : BLOCK;
-            /* after the last block the next strip's first */
-            bool more = args->tokens - t >= 2 * BLOCK, strip = !more && e + 16 < args->end;
-            size_t row = more ? t + BLOCK : strip ? 0 : t, column = strip ? e + 16 : e;
-            b.next_x = args->x + row * args->ldx + column;
-            b.next_z = args->z + row * args->ldz + column;
-            b.next_y = args->y + row * args->ldy + column;
-            prepare(args, e, t, tokens, &b);
-            recur(args, e, t, tokens, &b);
-            finish(args, e, t, tokens, &b);
-        }
-        if (args->tokens == 0 && args->h_out != args->h_in) {
-            size_t floats = (size_t)args->states * 16;
-            memcpy(args->h_out + e / 16 * floats, args->h_in + e / 16 * floats, 4 * floats);
+            for (uint32_t s = 0; s < strips; s++)
+                prepare(args, (span){e + 16 * s, t, tokens, s * tokens}, &b);
+            for (uint32_t s = 0; s < strips; s++) {
+                span at = {e + 16 * s, t, tokens, s * tokens};
+                look_ahead(args, at, batch, &b);
+                recur(args, at, &b);
+            }
+            for (uint32_t s = 0; s < strips; s++)
+                finish(args, (span){e + 16 * s, t, tokens, s * tokens}, &b);
         }
     }
 }
