@@ -24,7 +24,8 @@
 
 #define STREAMS 4
 #define FEW 8     /* tokens that are multiplied from registers */
-#define TOKENS 4  /* tokens whose sums are in registers at once */
+#define TOKENS 4  /* tokens whose sums are in registers at once, of these */
+#define TILE 6    /* the same of many tokens */
 #define CHUNK 144 /* tokens that share one decoding of a unit */
 
 enum { NEAR4, NEAR_TABLE, NEAR8, FAST4, FAST_TABLE, FAST8 };
@@ -80,27 +81,37 @@ BXN_INLINE __m256i broadcast8(const uint8_t *p)
     return _mm256_set1_epi64x(v);
 }
 
+/* The value stays in its register: compilers take integer sums for trees and run out of
+ * registers over them. */
+#define IN_REGISTER(v) __asm__("" : "+x"(v))
+
 /* Each 32-bit lane: sum + a0 * b0 + a1 * b1 of signed 16-bit values. */
 BXN_INLINE __m256i dot16(__m256i sum, __m256i a, __m256i b)
 {
 #if BXN_VNNI
-    return _mm256_dpwssd_avx_epi32(sum, a, b);
+    sum = _mm256_dpwssd_avx_epi32(sum, a, b);
 #else
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
 #endif
+    IN_REGISTER(sum);
+    return sum;
 }
 
 #if BXN_VNNI
 /* Each 32-bit lane: sum + four products of an unsigned and a signed byte. */
 BXN_INLINE __m256i dot8(__m256i sum, __m256i u, __m256i s)
 {
-    return _mm256_dpbusd_avx_epi32(sum, u, s);
+    sum = _mm256_dpbusd_avx_epi32(sum, u, s);
+    IN_REGISTER(sum);
+    return sum;
 }
 #else
 /* Each 16-bit lane: sum + two products of an unsigned and a signed byte. */
 BXN_INLINE __m256i dot8_16(__m256i sum, __m256i u, __m256i s)
 {
-    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(u, s));
+    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(u, s));
+    IN_REGISTER(sum);
+    return sum;
 }
 
 /* Each 32-bit lane: sum + four products of signed bytes: |c| times s with the sign of c. At
@@ -527,7 +538,7 @@ BXN_INLINE int is_byte_panel(int mode)
 typedef struct panel {
     _Alignas(32) uint8_t value[2 * BXN_UNIT_COLS * 16];
     _Alignas(32) float scale[4][16], bias[4][16]; /* by integer block */
-    _Alignas(32) int16_t wide[TOKENS][BXN_UNIT_COLS];
+    _Alignas(32) int16_t wide[TILE][BXN_UNIT_COLS];
     _Alignas(32) float y[CHUNK * 16]; /* [token][16] */
 } panel;
 
@@ -612,8 +623,8 @@ BXN_INLINE void tile(const bxn_packed *w, const bxn_mm_args *args, panel *work, 
     const unsigned blocks = integer_blocks(w);
     const int bytes = is_byte_panel(mode), widened = !bytes && is_fast(mode);
     const unsigned steps = (bytes ? BXN_UNIT_COLS / 4 : BXN_UNIT_COLS / 2) / blocks;
-    token tokens[TOKENS];
-    const uint8_t *q[TOKENS], *value = work->value;
+    token tokens[TILE];
+    const uint8_t *q[TILE], *value = work->value;
     BXN_UNROLL
     for (unsigned t = 0; t < n; t++) {
         prepare(w, args, chunk + first + t, u, &tokens[t], mode);
@@ -628,7 +639,7 @@ BXN_INLINE void tile(const bxn_packed *w, const bxn_mm_args *args, panel *work, 
         }
     }
     for (unsigned block = 0; block < blocks; block++) {
-        __m256i sum[TOKENS][2];
+        __m256i sum[TILE][2];
         BXN_UNROLL
         for (unsigned t = 0; t < n; t++)
             sum[t][0] = sum[t][1] =
@@ -636,7 +647,7 @@ BXN_INLINE void tile(const bxn_packed *w, const bxn_mm_args *args, panel *work, 
 #if !BXN_VNNI
         if (bytes) {
             for (unsigned i = 0; i < steps; i += 8) {
-                __m256i part[TOKENS][2];
+                __m256i part[TILE][2];
                 BXN_UNROLL
                 for (unsigned t = 0; t < n; t++)
                     part[t][0] = part[t][1] = _mm256_setzero_si256();
@@ -706,9 +717,11 @@ BXN_INLINE void many_group(const bxn_packed *w, const lookup *table, uint32_t gr
         decode_unit(w, table, w->data + ((size_t)group * w->k_units + u) * w->unit_bytes, &work,
                     mode);
         uint32_t m = 0;
-        for (; m + 4 <= count; m += 4)
-            tile(w, args, &work, u, chunk, m, 4, mode);
-        for (; m < count; m++)
+        for (; m + TILE <= count; m += TILE)
+            tile(w, args, &work, u, chunk, m, TILE, mode);
+        for (; m + 2 <= count; m += 2)
+            tile(w, args, &work, u, chunk, m, 2, mode);
+        if (m < count)
             tile(w, args, &work, u, chunk, m, 1, mode);
     }
     for (uint32_t m = 0; m < count; m++)
