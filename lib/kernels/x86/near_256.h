@@ -26,7 +26,8 @@
 #define FEW 8     /* tokens that are multiplied from registers */
 #define TOKENS 4  /* tokens whose sums are in registers at once, of these */
 #define TILE 6    /* the same of many tokens */
-#define CHUNK 144 /* tokens that share one decoding of a unit */
+#define CHUNK 132 /* tokens that share one decoding of a unit */
+#define GROUPS 4  /* row groups that share the preparing of tokens */
 
 enum { NEAR4, NEAR_TABLE, NEAR8, FAST4, FAST_TABLE, FAST8 };
 
@@ -534,13 +535,18 @@ BXN_INLINE int is_byte_panel(int mode)
     return BXN_VNNI ? is_fast(mode) : mode == FAST4;
 }
 
-/* A decoded unit of a row group: [k pairs or fours][16 rows], and the sums of a chunk. */
+/* A decoded unit of a row group: [k pairs or fours][16 rows]. */
 typedef struct panel {
     _Alignas(32) uint8_t value[2 * BXN_UNIT_COLS * 16];
     _Alignas(32) float scale[4][16], bias[4][16]; /* by integer block */
-    _Alignas(32) int16_t wide[TILE][BXN_UNIT_COLS];
-    _Alignas(32) float y[CHUNK * 16]; /* [token][16] */
 } panel;
+
+/* About 54 KiB of stack: the panels, and y of the chunk. */
+typedef struct workspace {
+    panel panels[GROUPS];
+    _Alignas(32) int16_t wide[TILE][BXN_UNIT_COLS];
+    _Alignas(32) float y[GROUPS][CHUNK * 16]; /* [token][16] */
+} workspace;
 
 /* Pairs of 16-bit values of 8 rows, from their low and high bytes (of 4 columns). */
 BXN_INLINE void store_pairs(uint8_t *out, __m256i low, __m256i high)
@@ -616,82 +622,59 @@ BXN_INLINE void decode_unit(const bxn_packed *w, const lookup *table, const uint
     }
 }
 
-/* n tokens of the chunk from `first` on: one unit more. */
-BXN_INLINE void tile(const bxn_packed *w, const bxn_mm_args *args, panel *work, uint32_t u,
-                     uint32_t chunk, uint32_t first, unsigned n, int mode)
+/* n tokens and a panel: y [n][16] gets one unit more. */
+BXN_INLINE void tile(const bxn_packed *w, const panel *work, const token *tokens,
+                     const uint8_t *const rows[TILE], unsigned n, float *y, int mode)
 {
     const unsigned blocks = integer_blocks(w);
-    const int bytes = is_byte_panel(mode), widened = !bytes && is_fast(mode);
+    const int bytes = is_byte_panel(mode);
     const unsigned steps = (bytes ? BXN_UNIT_COLS / 4 : BXN_UNIT_COLS / 2) / blocks;
-    token tokens[TILE];
     const uint8_t *q[TILE], *value = work->value;
     BXN_UNROLL
-    for (unsigned t = 0; t < n; t++) {
-        prepare(w, args, chunk + first + t, u, &tokens[t], mode);
-        q[t] = tokens[t].q;
-        if (widened) {
-            BXN_UNROLL
-            for (unsigned i = 0; i < 8; i++)
-                store(work->wide[t] + i * 16,
-                      _mm256_cvtepi8_epi16(
-                          _mm_loadu_si128((const __m128i *)(const void *)(q[t] + i * 16))));
-            q[t] = (const uint8_t *)work->wide[t];
-        }
-    }
+    for (unsigned t = 0; t < n; t++)
+        q[t] = rows[t];
     for (unsigned block = 0; block < blocks; block++) {
         __m256i sum[TILE][2];
         BXN_UNROLL
         for (unsigned t = 0; t < n; t++)
             sum[t][0] = sum[t][1] =
                 bytes ? _mm256_set1_epi32(tokens[t].start[block]) : _mm256_setzero_si256();
+        for (unsigned i = 0; i < steps; i += 8) {
 #if !BXN_VNNI
-        if (bytes) {
-            for (unsigned i = 0; i < steps; i += 8) {
-                __m256i part[TILE][2];
-                BXN_UNROLL
-                for (unsigned t = 0; t < n; t++)
-                    part[t][0] = part[t][1] = _mm256_setzero_si256();
-                BXN_UNROLL
-                for (unsigned k = 0; k < 8; k++, value += 64) {
-                    __m256i v0 = load(value), v1 = load(value + 32);
-                    BXN_UNROLL
-                    for (unsigned t = 0; t < n; t++) {
-                        __m256i x = broadcast4(q[t] + k * 4);
-                        part[t][0] = dot8_16(part[t][0], v0, x);
-                        part[t][1] = dot8_16(part[t][1], v1, x);
-                    }
-                }
+            __m256i part[TILE][2];
+            BXN_UNROLL
+            for (unsigned t = 0; t < n; t++)
+                part[t][0] = part[t][1] = _mm256_setzero_si256();
+#endif
+            BXN_UNROLL
+            for (unsigned k = 0; k < 8; k++, value += 64) {
+                __m256i v0 = load(value), v1 = load(value + 32);
                 BXN_UNROLL
                 for (unsigned t = 0; t < n; t++) {
-                    q[t] += 32;
+                    __m256i x = broadcast4(q[t] + k * 4);
+                    if (!bytes) {
+                        sum[t][0] = dot16(sum[t][0], v0, x);
+                        sum[t][1] = dot16(sum[t][1], v1, x);
+                    } else {
+#if BXN_VNNI
+                        sum[t][0] = dot8(sum[t][0], v0, x);
+                        sum[t][1] = dot8(sum[t][1], v1, x);
+#else
+                        part[t][0] = dot8_16(part[t][0], v0, x);
+                        part[t][1] = dot8_16(part[t][1], v1, x);
+#endif
+                    }
+                }
+            }
+            BXN_UNROLL
+            for (unsigned t = 0; t < n; t++) {
+                q[t] += 32;
+#if !BXN_VNNI
+                if (bytes) {
                     sum[t][0] = dot16(sum[t][0], part[t][0], _mm256_set1_epi16(1));
                     sum[t][1] = dot16(sum[t][1], part[t][1], _mm256_set1_epi16(1));
                 }
-            }
-        } else
 #endif
-        {
-            for (unsigned i = 0; i < steps; i += 8) {
-                BXN_UNROLL
-                for (unsigned k = 0; k < 8; k++, value += 64) {
-                    __m256i v0 = load(value), v1 = load(value + 32);
-                    BXN_UNROLL
-                    for (unsigned t = 0; t < n; t++) {
-                        __m256i x = broadcast4(q[t] + k * 4);
-#if BXN_VNNI
-                        if (bytes) {
-                            sum[t][0] = dot8(sum[t][0], v0, x);
-                            sum[t][1] = dot8(sum[t][1], v1, x);
-                            continue;
-                        }
-#endif
-                        sum[t][0] = dot16(sum[t][0], v0, x);
-                        sum[t][1] = dot16(sum[t][1], v1, x);
-                    }
-                }
-                BXN_UNROLL
-                for (unsigned t = 0; t < n; t++)
-                    q[t] += 32;
             }
         }
         BXN_UNROLL
@@ -700,7 +683,7 @@ BXN_INLINE void tile(const bxn_packed *w, const bxn_mm_args *args, panel *work, 
             __m256 bias = _mm256_load_ps(work->bias[block] + h * 8);
             BXN_UNROLL
             for (unsigned t = 0; t < n; t++) {
-                float *out = work->y + (size_t)(first + t) * 16 + h * 8;
+                float *out = y + t * 16 + h * 8;
                 _mm256_store_ps(out, add_block(w, sum[t][h], scale, bias, &tokens[t], block,
                                                _mm256_load_ps(out)));
             }
@@ -708,24 +691,54 @@ BXN_INLINE void tile(const bxn_packed *w, const bxn_mm_args *args, panel *work, 
     }
 }
 
-BXN_INLINE void many_group(const bxn_packed *w, const lookup *table, uint32_t group,
-                           const bxn_mm_args *args, uint32_t chunk, uint32_t count, int mode)
+/* n tokens of the chunk from `first` on with the panels of all groups. */
+BXN_INLINE void tiles(const bxn_packed *w, const bxn_mm_args *args, workspace *work,
+                      unsigned groups, uint32_t u, uint32_t chunk, uint32_t first, unsigned n,
+                      int mode)
 {
-    panel work;
-    memset(work.y, 0, (size_t)count * 16 * sizeof(float));
+    token tokens[TILE];
+    const uint8_t *rows[TILE];
+    for (unsigned t = 0; t < n; t++) {
+        prepare(w, args, chunk + first + t, u, &tokens[t], mode);
+        rows[t] = tokens[t].q;
+        if (is_fast(mode) && !is_byte_panel(mode)) {
+            BXN_UNROLL
+            for (unsigned i = 0; i < 8; i++) {
+                const void *q = rows[t] + i * 16;
+                store(work->wide[t] + i * 16, _mm256_cvtepi8_epi16(_mm_loadu_si128(q)));
+            }
+            rows[t] = (const uint8_t *)work->wide[t];
+        }
+    }
+    for (unsigned g = 0; g < groups; g++)
+        tile(w, &work->panels[g], tokens, rows, n, work->y[g] + (size_t)first * 16, mode);
+}
+
+/* `groups` row groups from `group` on, and `count` tokens from `chunk` on. */
+BXN_INLINE void many_groups(const bxn_packed *w, const lookup *table, uint32_t group,
+                            unsigned groups, const bxn_mm_args *args, uint32_t chunk,
+                            uint32_t count, int mode)
+{
+    workspace work;
+    for (unsigned g = 0; g < groups; g++)
+        memset(work.y[g], 0, (size_t)count * 16 * sizeof(float));
     for (uint32_t u = 0; u < w->k_units; u++) {
-        decode_unit(w, table, w->data + ((size_t)group * w->k_units + u) * w->unit_bytes, &work,
-                    mode);
+        for (unsigned g = 0; g < groups; g++)
+            decode_unit(w, table,
+                        w->data + ((size_t)(group + g) * w->k_units + u) * w->unit_bytes,
+                        &work.panels[g], mode);
         uint32_t m = 0;
         for (; m + TILE <= count; m += TILE)
-            tile(w, args, &work, u, chunk, m, TILE, mode);
+            tiles(w, args, &work, groups, u, chunk, m, TILE, mode);
         for (; m + 2 <= count; m += 2)
-            tile(w, args, &work, u, chunk, m, 2, mode);
+            tiles(w, args, &work, groups, u, chunk, m, 2, mode);
         if (m < count)
-            tile(w, args, &work, u, chunk, m, 1, mode);
+            tiles(w, args, &work, groups, u, chunk, m, 1, mode);
     }
-    for (uint32_t m = 0; m < count; m++)
-        store_rows(w, group, args->y + (chunk + m) * args->ldy, work.y + (size_t)m * 16);
+    for (unsigned g = 0; g < groups; g++)
+        for (uint32_t m = 0; m < count; m++)
+            store_rows(w, group + g, args->y + (chunk + m) * args->ldy,
+                       work.y[g] + (size_t)m * 16);
 }
 
 BXN_INLINE void near_product(const bxn_packed *w, uint32_t begin, uint32_t end,
@@ -744,8 +757,9 @@ BXN_INLINE void near_product(const bxn_packed *w, uint32_t begin, uint32_t end,
     }
     for (uint32_t chunk = 0; chunk < args->count; chunk += CHUNK) {
         uint32_t left = args->count - chunk, count = left < CHUNK ? left : CHUNK;
-        for (uint32_t group = begin; group < end; group++)
-            many_group(w, &table, group, args, chunk, count, mode);
+        for (uint32_t group = begin; group < end; group += GROUPS)
+            many_groups(w, &table, group, end - group < GROUPS ? end - group : GROUPS, args, chunk,
+                        count, mode);
     }
 }
 
