@@ -285,15 +285,17 @@ BXN_INLINE void dots(const lookup *table, const uint8_t *codes, unsigned vectors
     const size_t step = mode == NEAR4 || mode == NEAR_TABLE ? 16 : mode == FAST8 ? 4 : 8;
     __m256i part[4][2][TOKENS];
     BXN_UNROLL
-    for (unsigned i = 0; i < 4 * 2 * TOKENS; i++)
-        part[i / (2 * TOKENS)][i / TOKENS % 2][i % TOKENS] = _mm256_setzero_si256();
+    for (unsigned h = 0; h < halves; h++) {
+        BXN_UNROLL
+        for (unsigned t = 0; t < n; t++)
+            part[0][h][t] = part[1][h][t] = part[2][h][t] = part[3][h][t] = _mm256_setzero_si256();
+    }
     for (unsigned g = 0; g < vectors; g += 4) {
         BXN_UNROLL
         for (unsigned v = 0; v < 4; v++) {
             const uint8_t *at = codes + (size_t)(g + v) * 64;
             const size_t place = (g + v) * step;
-            if (ahead != 0)
-                _mm_prefetch((const char *)at + ahead, _MM_HINT_T0);
+            _mm_prefetch((const char *)at + ahead, _MM_HINT_T0);
             BXN_UNROLL
             for (unsigned h = 0; h < halves; h++) {
                 const __m256i c = load(at + h * 32);
@@ -445,17 +447,17 @@ BXN_INLINE void dots(const lookup *table, const uint8_t *codes, unsigned vectors
     }
 }
 
-/* n tokens at one unit of one row group; y is [n][16]. */
+/* n tokens at one unit of one row group, which has `blocks` integer blocks; y is [n][16]. */
 BXN_INLINE void few_unit(const bxn_packed *w, const lookup *table, const uint8_t *unit,
-                         size_t ahead, const token *tokens, unsigned n, float *y, int mode)
+                         size_t ahead, const token *tokens, unsigned n, float *y, int mode,
+                         unsigned blocks)
 {
-    const unsigned blocks = integer_blocks(w), halves = n <= 2 ? 2 : 1;
+    const unsigned halves = n == 1 ? 2 : 1;
     const unsigned vectors = 4 * bits_of(mode) / blocks;
     const uint8_t *codes = unit + bxn_unit_scale_bytes(w);
     for (unsigned block = 0; block < blocks; block++, codes += (size_t)vectors * 64) {
         const uint8_t *q[TOKENS];
-        if (ahead != 0)
-            _mm_prefetch((const char *)unit + block * 64 + ahead, _MM_HINT_T0);
+        _mm_prefetch((const char *)unit + block * 64 + ahead, _MM_HINT_T0);
         BXN_UNROLL
         for (unsigned t = 0; t < n; t++)
             q[t] = tokens[t].q + block * (piece_of(mode) / blocks);
@@ -464,7 +466,7 @@ BXN_INLINE void few_unit(const bxn_packed *w, const lookup *table, const uint8_t
             BXN_UNROLL
             for (unsigned t = 0; t < n; t++)
                 sum[0][t] = sum[1][t] = _mm256_set1_epi32(tokens[t].start[block]);
-            dots(table, codes + h * 32, vectors, h == 0 ? ahead : 0, q, n, halves, sum, mode);
+            dots(table, codes + h * 32, vectors, ahead, q, n, halves, sum, mode);
             BXN_UNROLL
             for (unsigned i = 0; i < halves; i++) {
                 __m256 scale, bias;
@@ -482,7 +484,7 @@ BXN_INLINE void few_unit(const bxn_packed *w, const lookup *table, const uint8_t
 
 /* n row groups `step` apart beginning at `group`, at most FEW tokens. */
 BXN_INLINE void few_groups(const bxn_packed *w, const lookup *table, uint32_t group, uint32_t step,
-                           unsigned n, const bxn_mm_args *args, int mode)
+                           unsigned n, const bxn_mm_args *args, int mode, unsigned blocks)
 {
     _Alignas(32) float y[STREAMS][FEW * 16];
     _Alignas(32) uint8_t placed[FEW][2 * BXN_UNIT_COLS];
@@ -507,16 +509,16 @@ BXN_INLINE void few_groups(const bxn_packed *w, const lookup *table, uint32_t gr
                 float *out = y[s] + (size_t)m * 16;
                 switch (count - m) {
                 case 1:
-                    few_unit(w, table, unit, fetch, k, 1, out, mode);
+                    few_unit(w, table, unit, fetch, k, 1, out, mode, blocks);
                     break;
                 case 2:
-                    few_unit(w, table, unit, fetch, k, 2, out, mode);
+                    few_unit(w, table, unit, fetch, k, 2, out, mode, blocks);
                     break;
                 case 3:
-                    few_unit(w, table, unit, fetch, k, 3, out, mode);
+                    few_unit(w, table, unit, fetch, k, 3, out, mode, blocks);
                     break;
                 default:
-                    few_unit(w, table, unit, fetch, k, 4, out, mode);
+                    few_unit(w, table, unit, fetch, k, 4, out, mode, blocks);
                     break;
                 }
             }
@@ -525,6 +527,20 @@ BXN_INLINE void few_groups(const bxn_packed *w, const lookup *table, uint32_t gr
     for (unsigned s = 0; s < n; s++)
         for (uint32_t m = 0; m < count; m++)
             store_rows(w, group + s * step, args->y + m * args->ldy, y[s] + (size_t)m * 16);
+}
+
+/* Four streams, then what is left. */
+BXN_INLINE void few_range(const bxn_packed *w, const lookup *table, uint32_t begin, uint32_t end,
+                          const bxn_mm_args *args, int mode, unsigned blocks)
+{
+    const uint32_t quarter = (end - begin) / STREAMS, rest = begin + quarter * STREAMS;
+    for (uint32_t i = 0; i <= quarter; i++) {
+        const int last = i == quarter;
+        const uint32_t n = last ? end - rest : STREAMS;
+        if (n > 0)
+            few_groups(w, table, last ? rest : begin + i, last ? 1 : quarter, n, args, mode,
+                       blocks);
+    }
 }
 
 /* ---- many tokens ---------------------------------------------------------------------------- */
@@ -748,11 +764,10 @@ BXN_INLINE void near_product(const bxn_packed *w, uint32_t begin, uint32_t end,
         return;
     const lookup table = make_lookup(w, mode);
     if (args->count <= FEW) {
-        uint32_t quarter = (end - begin) / STREAMS, rest = begin + quarter * STREAMS;
-        for (uint32_t g = begin; g < begin + quarter; g++)
-            few_groups(w, &table, g, quarter, STREAMS, args, mode);
-        if (end > rest)
-            few_groups(w, &table, rest, 1, end - rest, args, mode);
+        if (w->blocks == 4)
+            few_range(w, &table, begin, end, args, mode, 4);
+        else
+            few_range(w, &table, begin, end, args, mode, 2);
         return;
     }
     for (uint32_t chunk = 0; chunk < args->count; chunk += CHUNK) {
