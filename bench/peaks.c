@@ -33,18 +33,22 @@ const char *bench_peak_name(bench_peak_kind kind)
 
 #if defined(__x86_64__)
 /* STEP makes a[i] of a[i] and m. */
-#define DEFINE_LOOP(name, features, type, zero, STEP, add, fold)                                   \
+#define DEFINE_LOOP(name, features, type, start, STEP, add, fold)                                  \
     __attribute__((target(features))) static uint64_t name(void)                                   \
     {                                                                                              \
-        type a[CHAINS], m = zero;                                                                  \
+        type a[CHAINS], m = start;                                                                 \
         UNROLL                                                                                     \
-        for (int i = 0; i < CHAINS; i++)                                                           \
-            a[i] = zero;                                                                           \
+        for (int i = 0; i < CHAINS; i++) {                                                         \
+            a[i] = start;                                                                          \
+            __asm__ volatile("" : "+x"(a[i])); /* or equal chains would be computed once */        \
+        }                                                                                          \
         for (long n = 0; n < ROUNDS; n++) {                                                        \
-            __asm__ volatile("" : "+x"(m));                                                        \
             UNROLL                                                                                 \
-            for (int i = 0; i < CHAINS; i++)                                                       \
+            for (int i = 0; i < CHAINS; i++) {                                                     \
+                __asm__("" : "+x"(m));                                                             \
                 a[i] = STEP;                                                                       \
+                __asm__("" : "+x"(a[i])); /* in its register, in this order */                     \
+            }                                                                                      \
         }                                                                                          \
         UNROLL                                                                                     \
         for (int i = 1; i < CHAINS; i++)                                                           \
@@ -62,13 +66,13 @@ DEFINE_LOOP(f32_256, "avx2,fma", __m256, _mm256_set1_ps(0.5f), _mm256_fmadd_ps(a
 DEFINE_LOOP(f32_512, "avx512f", __m512, _mm512_set1_ps(0.5f), _mm512_fmadd_ps(a[i], m, m),
             _mm512_add_ps, FIRST_F512)
 DEFINE_LOOP(i16_256, "avx2", __m256i, _mm256_set1_epi32(3),
-            _mm256_add_epi32(a[i], _mm256_madd_epi16(a[i], m)), _mm256_add_epi32, FIRST_I256)
+            _mm256_add_epi32(a[i], _mm256_madd_epi16(m, m)), _mm256_add_epi32, FIRST_I256)
 DEFINE_LOOP(i16_512, "avx512f,avx512bw", __m512i, _mm512_set1_epi32(3),
-            _mm512_add_epi32(a[i], _mm512_madd_epi16(a[i], m)), _mm512_add_epi32, FIRST_I512)
+            _mm512_add_epi32(a[i], _mm512_madd_epi16(m, m)), _mm512_add_epi32, FIRST_I512)
 DEFINE_LOOP(i8_256, "avx2", __m256i, _mm256_set1_epi32(3),
-            _mm256_add_epi16(a[i], _mm256_maddubs_epi16(a[i], m)), _mm256_add_epi16, FIRST_I256)
+            _mm256_add_epi16(a[i], _mm256_maddubs_epi16(m, m)), _mm256_add_epi16, FIRST_I256)
 DEFINE_LOOP(i8_512, "avx512f,avx512bw", __m512i, _mm512_set1_epi32(3),
-            _mm512_add_epi16(a[i], _mm512_maddubs_epi16(a[i], m)), _mm512_add_epi16, FIRST_I512)
+            _mm512_add_epi16(a[i], _mm512_maddubs_epi16(m, m)), _mm512_add_epi16, FIRST_I512)
 DEFINE_LOOP(vnni16_256, "avx2,avxvnni", __m256i, _mm256_set1_epi32(3),
             _mm256_dpwssd_avx_epi32(a[i], m, m), _mm256_add_epi32, FIRST_I256)
 DEFINE_LOOP(vnni16_512, "avx512f,avx512vnni", __m512i, _mm512_set1_epi32(3),

@@ -24,8 +24,10 @@
 
 #define STREAMS 4
 #define FEW 8     /* tokens that are multiplied from registers */
-#define TOKENS 4  /* tokens whose sums are in registers at once */
-#define CHUNK 144 /* tokens that share one decoding of a unit */
+#define TOKENS 4  /* tokens whose sums are in registers at once, of these */
+#define TILE 6    /* the same of many tokens */
+#define CHUNK 132 /* tokens that share one decoding of a unit */
+#define GROUPS 4  /* row groups that share the preparing of tokens */
 
 enum { NEAR4, NEAR_TABLE, NEAR8, FAST4, FAST_TABLE, FAST8 };
 
@@ -80,27 +82,37 @@ BXN_INLINE __m256i broadcast8(const uint8_t *p)
     return _mm256_set1_epi64x(v);
 }
 
+/* The value stays in its register: compilers take integer sums for trees and run out of
+ * registers over them. */
+#define IN_REGISTER(v) __asm__("" : "+x"(v))
+
 /* Each 32-bit lane: sum + a0 * b0 + a1 * b1 of signed 16-bit values. */
 BXN_INLINE __m256i dot16(__m256i sum, __m256i a, __m256i b)
 {
 #if BXN_VNNI
-    return _mm256_dpwssd_avx_epi32(sum, a, b);
+    sum = _mm256_dpwssd_avx_epi32(sum, a, b);
 #else
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
 #endif
+    IN_REGISTER(sum);
+    return sum;
 }
 
 #if BXN_VNNI
 /* Each 32-bit lane: sum + four products of an unsigned and a signed byte. */
 BXN_INLINE __m256i dot8(__m256i sum, __m256i u, __m256i s)
 {
-    return _mm256_dpbusd_avx_epi32(sum, u, s);
+    sum = _mm256_dpbusd_avx_epi32(sum, u, s);
+    IN_REGISTER(sum);
+    return sum;
 }
 #else
 /* Each 16-bit lane: sum + two products of an unsigned and a signed byte. */
 BXN_INLINE __m256i dot8_16(__m256i sum, __m256i u, __m256i s)
 {
-    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(u, s));
+    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(u, s));
+    IN_REGISTER(sum);
+    return sum;
 }
 
 /* Each 32-bit lane: sum + four products of signed bytes: |c| times s with the sign of c. At
@@ -273,15 +285,17 @@ BXN_INLINE void dots(const lookup *table, const uint8_t *codes, unsigned vectors
     const size_t step = mode == NEAR4 || mode == NEAR_TABLE ? 16 : mode == FAST8 ? 4 : 8;
     __m256i part[4][2][TOKENS];
     BXN_UNROLL
-    for (unsigned i = 0; i < 4 * 2 * TOKENS; i++)
-        part[i / (2 * TOKENS)][i / TOKENS % 2][i % TOKENS] = _mm256_setzero_si256();
+    for (unsigned h = 0; h < halves; h++) {
+        BXN_UNROLL
+        for (unsigned t = 0; t < n; t++)
+            part[0][h][t] = part[1][h][t] = part[2][h][t] = part[3][h][t] = _mm256_setzero_si256();
+    }
     for (unsigned g = 0; g < vectors; g += 4) {
         BXN_UNROLL
         for (unsigned v = 0; v < 4; v++) {
             const uint8_t *at = codes + (size_t)(g + v) * 64;
             const size_t place = (g + v) * step;
-            if (ahead != 0)
-                _mm_prefetch((const char *)at + ahead, _MM_HINT_T0);
+            _mm_prefetch((const char *)at + ahead, _MM_HINT_T0);
             BXN_UNROLL
             for (unsigned h = 0; h < halves; h++) {
                 const __m256i c = load(at + h * 32);
@@ -433,17 +447,17 @@ BXN_INLINE void dots(const lookup *table, const uint8_t *codes, unsigned vectors
     }
 }
 
-/* n tokens at one unit of one row group; y is [n][16]. */
+/* n tokens at one unit of one row group, which has `blocks` integer blocks; y is [n][16]. */
 BXN_INLINE void few_unit(const bxn_packed *w, const lookup *table, const uint8_t *unit,
-                         size_t ahead, const token *tokens, unsigned n, float *y, int mode)
+                         size_t ahead, const token *tokens, unsigned n, float *y, int mode,
+                         unsigned blocks)
 {
-    const unsigned blocks = integer_blocks(w), halves = n <= 2 ? 2 : 1;
+    const unsigned halves = n == 1 ? 2 : 1;
     const unsigned vectors = 4 * bits_of(mode) / blocks;
     const uint8_t *codes = unit + bxn_unit_scale_bytes(w);
     for (unsigned block = 0; block < blocks; block++, codes += (size_t)vectors * 64) {
         const uint8_t *q[TOKENS];
-        if (ahead != 0)
-            _mm_prefetch((const char *)unit + block * 64 + ahead, _MM_HINT_T0);
+        _mm_prefetch((const char *)unit + block * 64 + ahead, _MM_HINT_T0);
         BXN_UNROLL
         for (unsigned t = 0; t < n; t++)
             q[t] = tokens[t].q + block * (piece_of(mode) / blocks);
@@ -452,7 +466,7 @@ BXN_INLINE void few_unit(const bxn_packed *w, const lookup *table, const uint8_t
             BXN_UNROLL
             for (unsigned t = 0; t < n; t++)
                 sum[0][t] = sum[1][t] = _mm256_set1_epi32(tokens[t].start[block]);
-            dots(table, codes + h * 32, vectors, h == 0 ? ahead : 0, q, n, halves, sum, mode);
+            dots(table, codes + h * 32, vectors, ahead, q, n, halves, sum, mode);
             BXN_UNROLL
             for (unsigned i = 0; i < halves; i++) {
                 __m256 scale, bias;
@@ -470,7 +484,7 @@ BXN_INLINE void few_unit(const bxn_packed *w, const lookup *table, const uint8_t
 
 /* n row groups `step` apart beginning at `group`, at most FEW tokens. */
 BXN_INLINE void few_groups(const bxn_packed *w, const lookup *table, uint32_t group, uint32_t step,
-                           unsigned n, const bxn_mm_args *args, int mode)
+                           unsigned n, const bxn_mm_args *args, int mode, unsigned blocks)
 {
     _Alignas(32) float y[STREAMS][FEW * 16];
     _Alignas(32) uint8_t placed[FEW][2 * BXN_UNIT_COLS];
@@ -495,16 +509,16 @@ BXN_INLINE void few_groups(const bxn_packed *w, const lookup *table, uint32_t gr
                 float *out = y[s] + (size_t)m * 16;
                 switch (count - m) {
                 case 1:
-                    few_unit(w, table, unit, fetch, k, 1, out, mode);
+                    few_unit(w, table, unit, fetch, k, 1, out, mode, blocks);
                     break;
                 case 2:
-                    few_unit(w, table, unit, fetch, k, 2, out, mode);
+                    few_unit(w, table, unit, fetch, k, 2, out, mode, blocks);
                     break;
                 case 3:
-                    few_unit(w, table, unit, fetch, k, 3, out, mode);
+                    few_unit(w, table, unit, fetch, k, 3, out, mode, blocks);
                     break;
                 default:
-                    few_unit(w, table, unit, fetch, k, 4, out, mode);
+                    few_unit(w, table, unit, fetch, k, 4, out, mode, blocks);
                     break;
                 }
             }
@@ -515,6 +529,20 @@ BXN_INLINE void few_groups(const bxn_packed *w, const lookup *table, uint32_t gr
             store_rows(w, group + s * step, args->y + m * args->ldy, y[s] + (size_t)m * 16);
 }
 
+/* Four streams, then what is left. */
+BXN_INLINE void few_range(const bxn_packed *w, const lookup *table, uint32_t begin, uint32_t end,
+                          const bxn_mm_args *args, int mode, unsigned blocks)
+{
+    const uint32_t quarter = (end - begin) / STREAMS, rest = begin + quarter * STREAMS;
+    for (uint32_t i = 0; i <= quarter; i++) {
+        const int last = i == quarter;
+        const uint32_t n = last ? end - rest : STREAMS;
+        if (n > 0)
+            few_groups(w, table, last ? rest : begin + i, last ? 1 : quarter, n, args, mode,
+                       blocks);
+    }
+}
+
 /* ---- many tokens ---------------------------------------------------------------------------- */
 
 /* Products of bytes for these, of 16 bits for the others. */
@@ -523,13 +551,18 @@ BXN_INLINE int is_byte_panel(int mode)
     return BXN_VNNI ? is_fast(mode) : mode == FAST4;
 }
 
-/* A decoded unit of a row group: [k pairs or fours][16 rows], and the sums of a chunk. */
+/* A decoded unit of a row group: [k pairs or fours][16 rows]. */
 typedef struct panel {
     _Alignas(32) uint8_t value[2 * BXN_UNIT_COLS * 16];
     _Alignas(32) float scale[4][16], bias[4][16]; /* by integer block */
-    _Alignas(32) int16_t wide[TOKENS][BXN_UNIT_COLS];
-    _Alignas(32) float y[CHUNK * 16]; /* [token][16] */
 } panel;
+
+/* About 54 KiB of stack: the panels, and y of the chunk. */
+typedef struct workspace {
+    panel panels[GROUPS];
+    _Alignas(32) int16_t wide[TILE][BXN_UNIT_COLS];
+    _Alignas(32) float y[GROUPS][CHUNK * 16]; /* [token][16] */
+} workspace;
 
 /* Pairs of 16-bit values of 8 rows, from their low and high bytes (of 4 columns). */
 BXN_INLINE void store_pairs(uint8_t *out, __m256i low, __m256i high)
@@ -605,82 +638,59 @@ BXN_INLINE void decode_unit(const bxn_packed *w, const lookup *table, const uint
     }
 }
 
-/* n tokens of the chunk from `first` on: one unit more. */
-BXN_INLINE void tile(const bxn_packed *w, const bxn_mm_args *args, panel *work, uint32_t u,
-                     uint32_t chunk, uint32_t first, unsigned n, int mode)
+/* n tokens and a panel: y [n][16] gets one unit more. */
+BXN_INLINE void tile(const bxn_packed *w, const panel *work, const token *tokens,
+                     const uint8_t *const rows[TILE], unsigned n, float *y, int mode)
 {
     const unsigned blocks = integer_blocks(w);
-    const int bytes = is_byte_panel(mode), widened = !bytes && is_fast(mode);
+    const int bytes = is_byte_panel(mode);
     const unsigned steps = (bytes ? BXN_UNIT_COLS / 4 : BXN_UNIT_COLS / 2) / blocks;
-    token tokens[TOKENS];
-    const uint8_t *q[TOKENS], *value = work->value;
+    const uint8_t *q[TILE], *value = work->value;
     BXN_UNROLL
-    for (unsigned t = 0; t < n; t++) {
-        prepare(w, args, chunk + first + t, u, &tokens[t], mode);
-        q[t] = tokens[t].q;
-        if (widened) {
-            BXN_UNROLL
-            for (unsigned i = 0; i < 8; i++)
-                store(work->wide[t] + i * 16,
-                      _mm256_cvtepi8_epi16(
-                          _mm_loadu_si128((const __m128i *)(const void *)(q[t] + i * 16))));
-            q[t] = (const uint8_t *)work->wide[t];
-        }
-    }
+    for (unsigned t = 0; t < n; t++)
+        q[t] = rows[t];
     for (unsigned block = 0; block < blocks; block++) {
-        __m256i sum[TOKENS][2];
+        __m256i sum[TILE][2];
         BXN_UNROLL
         for (unsigned t = 0; t < n; t++)
             sum[t][0] = sum[t][1] =
                 bytes ? _mm256_set1_epi32(tokens[t].start[block]) : _mm256_setzero_si256();
+        for (unsigned i = 0; i < steps; i += 8) {
 #if !BXN_VNNI
-        if (bytes) {
-            for (unsigned i = 0; i < steps; i += 8) {
-                __m256i part[TOKENS][2];
-                BXN_UNROLL
-                for (unsigned t = 0; t < n; t++)
-                    part[t][0] = part[t][1] = _mm256_setzero_si256();
-                BXN_UNROLL
-                for (unsigned k = 0; k < 8; k++, value += 64) {
-                    __m256i v0 = load(value), v1 = load(value + 32);
-                    BXN_UNROLL
-                    for (unsigned t = 0; t < n; t++) {
-                        __m256i x = broadcast4(q[t] + k * 4);
-                        part[t][0] = dot8_16(part[t][0], v0, x);
-                        part[t][1] = dot8_16(part[t][1], v1, x);
-                    }
-                }
+            __m256i part[TILE][2];
+            BXN_UNROLL
+            for (unsigned t = 0; t < n; t++)
+                part[t][0] = part[t][1] = _mm256_setzero_si256();
+#endif
+            BXN_UNROLL
+            for (unsigned k = 0; k < 8; k++, value += 64) {
+                __m256i v0 = load(value), v1 = load(value + 32);
                 BXN_UNROLL
                 for (unsigned t = 0; t < n; t++) {
-                    q[t] += 32;
+                    __m256i x = broadcast4(q[t] + k * 4);
+                    if (!bytes) {
+                        sum[t][0] = dot16(sum[t][0], v0, x);
+                        sum[t][1] = dot16(sum[t][1], v1, x);
+                    } else {
+#if BXN_VNNI
+                        sum[t][0] = dot8(sum[t][0], v0, x);
+                        sum[t][1] = dot8(sum[t][1], v1, x);
+#else
+                        part[t][0] = dot8_16(part[t][0], v0, x);
+                        part[t][1] = dot8_16(part[t][1], v1, x);
+#endif
+                    }
+                }
+            }
+            BXN_UNROLL
+            for (unsigned t = 0; t < n; t++) {
+                q[t] += 32;
+#if !BXN_VNNI
+                if (bytes) {
                     sum[t][0] = dot16(sum[t][0], part[t][0], _mm256_set1_epi16(1));
                     sum[t][1] = dot16(sum[t][1], part[t][1], _mm256_set1_epi16(1));
                 }
-            }
-        } else
 #endif
-        {
-            for (unsigned i = 0; i < steps; i += 8) {
-                BXN_UNROLL
-                for (unsigned k = 0; k < 8; k++, value += 64) {
-                    __m256i v0 = load(value), v1 = load(value + 32);
-                    BXN_UNROLL
-                    for (unsigned t = 0; t < n; t++) {
-                        __m256i x = broadcast4(q[t] + k * 4);
-#if BXN_VNNI
-                        if (bytes) {
-                            sum[t][0] = dot8(sum[t][0], v0, x);
-                            sum[t][1] = dot8(sum[t][1], v1, x);
-                            continue;
-                        }
-#endif
-                        sum[t][0] = dot16(sum[t][0], v0, x);
-                        sum[t][1] = dot16(sum[t][1], v1, x);
-                    }
-                }
-                BXN_UNROLL
-                for (unsigned t = 0; t < n; t++)
-                    q[t] += 32;
             }
         }
         BXN_UNROLL
@@ -689,7 +699,7 @@ BXN_INLINE void tile(const bxn_packed *w, const bxn_mm_args *args, panel *work, 
             __m256 bias = _mm256_load_ps(work->bias[block] + h * 8);
             BXN_UNROLL
             for (unsigned t = 0; t < n; t++) {
-                float *out = work->y + (size_t)(first + t) * 16 + h * 8;
+                float *out = y + t * 16 + h * 8;
                 _mm256_store_ps(out, add_block(w, sum[t][h], scale, bias, &tokens[t], block,
                                                _mm256_load_ps(out)));
             }
@@ -697,22 +707,54 @@ BXN_INLINE void tile(const bxn_packed *w, const bxn_mm_args *args, panel *work, 
     }
 }
 
-BXN_INLINE void many_group(const bxn_packed *w, const lookup *table, uint32_t group,
-                           const bxn_mm_args *args, uint32_t chunk, uint32_t count, int mode)
+/* n tokens of the chunk from `first` on with the panels of all groups. */
+BXN_INLINE void tiles(const bxn_packed *w, const bxn_mm_args *args, workspace *work,
+                      unsigned groups, uint32_t u, uint32_t chunk, uint32_t first, unsigned n,
+                      int mode)
 {
-    panel work;
-    memset(work.y, 0, (size_t)count * 16 * sizeof(float));
-    for (uint32_t u = 0; u < w->k_units; u++) {
-        decode_unit(w, table, w->data + ((size_t)group * w->k_units + u) * w->unit_bytes, &work,
-                    mode);
-        uint32_t m = 0;
-        for (; m + 4 <= count; m += 4)
-            tile(w, args, &work, u, chunk, m, 4, mode);
-        for (; m < count; m++)
-            tile(w, args, &work, u, chunk, m, 1, mode);
+    token tokens[TILE];
+    const uint8_t *rows[TILE];
+    for (unsigned t = 0; t < n; t++) {
+        prepare(w, args, chunk + first + t, u, &tokens[t], mode);
+        rows[t] = tokens[t].q;
+        if (is_fast(mode) && !is_byte_panel(mode)) {
+            BXN_UNROLL
+            for (unsigned i = 0; i < 8; i++) {
+                const void *q = rows[t] + i * 16;
+                store(work->wide[t] + i * 16, _mm256_cvtepi8_epi16(_mm_loadu_si128(q)));
+            }
+            rows[t] = (const uint8_t *)work->wide[t];
+        }
     }
-    for (uint32_t m = 0; m < count; m++)
-        store_rows(w, group, args->y + (chunk + m) * args->ldy, work.y + (size_t)m * 16);
+    for (unsigned g = 0; g < groups; g++)
+        tile(w, &work->panels[g], tokens, rows, n, work->y[g] + (size_t)first * 16, mode);
+}
+
+/* `groups` row groups from `group` on, and `count` tokens from `chunk` on. */
+BXN_INLINE void many_groups(const bxn_packed *w, const lookup *table, uint32_t group,
+                            unsigned groups, const bxn_mm_args *args, uint32_t chunk,
+                            uint32_t count, int mode)
+{
+    workspace work;
+    for (unsigned g = 0; g < groups; g++)
+        memset(work.y[g], 0, (size_t)count * 16 * sizeof(float));
+    for (uint32_t u = 0; u < w->k_units; u++) {
+        for (unsigned g = 0; g < groups; g++)
+            decode_unit(w, table,
+                        w->data + ((size_t)(group + g) * w->k_units + u) * w->unit_bytes,
+                        &work.panels[g], mode);
+        uint32_t m = 0;
+        for (; m + TILE <= count; m += TILE)
+            tiles(w, args, &work, groups, u, chunk, m, TILE, mode);
+        for (; m + 2 <= count; m += 2)
+            tiles(w, args, &work, groups, u, chunk, m, 2, mode);
+        if (m < count)
+            tiles(w, args, &work, groups, u, chunk, m, 1, mode);
+    }
+    for (unsigned g = 0; g < groups; g++)
+        for (uint32_t m = 0; m < count; m++)
+            store_rows(w, group + g, args->y + (chunk + m) * args->ldy,
+                       work.y[g] + (size_t)m * 16);
 }
 
 BXN_INLINE void near_product(const bxn_packed *w, uint32_t begin, uint32_t end,
@@ -722,17 +764,17 @@ BXN_INLINE void near_product(const bxn_packed *w, uint32_t begin, uint32_t end,
         return;
     const lookup table = make_lookup(w, mode);
     if (args->count <= FEW) {
-        uint32_t quarter = (end - begin) / STREAMS, rest = begin + quarter * STREAMS;
-        for (uint32_t g = begin; g < begin + quarter; g++)
-            few_groups(w, &table, g, quarter, STREAMS, args, mode);
-        if (end > rest)
-            few_groups(w, &table, rest, 1, end - rest, args, mode);
+        if (w->blocks == 4)
+            few_range(w, &table, begin, end, args, mode, 4);
+        else
+            few_range(w, &table, begin, end, args, mode, 2);
         return;
     }
     for (uint32_t chunk = 0; chunk < args->count; chunk += CHUNK) {
         uint32_t left = args->count - chunk, count = left < CHUNK ? left : CHUNK;
-        for (uint32_t group = begin; group < end; group++)
-            many_group(w, &table, group, args, chunk, count, mode);
+        for (uint32_t group = begin; group < end; group += GROUPS)
+            many_groups(w, &table, group, end - group < GROUPS ? end - group : GROUPS, args, chunk,
+                        count, mode);
     }
 }
 
