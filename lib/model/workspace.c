@@ -66,8 +66,7 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bxn_workspace
         { &ws->first, MOE, moe ? X + 1 : 0 },
         { &ws->used, MOE, moe ? X : 0 },
         { &ws->a, MOE, moe ? T * (k + 1) * ws->ld_i : 0 },
-        { &ws->b, MOE, moe ? T * (k + 1) * ws->ld_i : 0 },
-        { &ws->e, MOE, moe ? T * k * ws->ld_d : 0 },
+        { &ws->b, MOE, moe ? most(T * (k + 1) * ws->ld_i, T * k * ws->ld_d) : 0 },
         { &ws->s, ENDS, T * ws->ld_s },
     };
     size_t end[KINDS] = { 0 };
@@ -80,6 +79,7 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bxn_workspace
     }
     ws->r = ws->n;
     ws->y = ws->xc;
+    ws->e = ws->b;
     return most(most(end[ENDS], end[SSM]), most(end[ATTENTION], end[MOE]));
 }
 

@@ -120,7 +120,7 @@ typedef struct bxn_workspace {
     int32_t *first;     /* [X + 1] first pair of each expert */
     int32_t *used;      /* [X] experts that have pairs, ascending */
     float *a, *b;       /* [T * top_k + T, I] hidden rows of pairs, then of the shared expert */
-    float *e;           /* [T * top_k, D] expert results */
+    float *e;           /* [T * top_k, D] expert results; in the place of b */
 } bxn_workspace;
 
 /* What ops compute with. */
