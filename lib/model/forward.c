@@ -29,6 +29,7 @@ bitaxon_status bxn_forward(const bxn_model *model, const bxn_exec *exec, const i
     float eps = (float)config->rms_norm_eps;
     bitaxon_status status;
 
+    bxn_pad_rows(ws->s, ws->ld_s, config->d_source_model, count);
     for (uint32_t t = 0; t < count; t++)
         bxn_weight_row(&model->embed, (uint32_t)tokens[t], ws->s + t * ws->ld_s);
     status = bxn_linear(exec, &model->input_proj, ws->s, ws->ld_s, count, ws->x, ws->ld_d);
@@ -57,6 +58,7 @@ bitaxon_status bxn_forward(const bxn_model *model, const bxn_exec *exec, const i
     }
     if (status == BITAXON_OK && model->final_norm != NULL)
         status = bxn_norm(exec, ws->x, ws->ld_d, model->final_norm, D, eps, count, ws->x, ws->ld_d);
+    bxn_pad_rows(ws->s, ws->ld_s, config->d_source_model, count);
     if (status == BITAXON_OK)
         status = bxn_linear(exec, &model->output_proj, ws->x, ws->ld_d, count, ws->s, ws->ld_s);
     return status;

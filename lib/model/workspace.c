@@ -38,7 +38,7 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bxn_workspace
     size_t inputs = most(2 * in_d, bxn_input_bytes(S)); /* two kinds of integers at a time at most */
     inputs = most(inputs, ssm ? in_d + in_e : 0);
     inputs = most(inputs, moe ? (k + 1) * in_i : 0);
-    enum { ALWAYS, SSM, ATTENTION, MOE, OPS };
+    enum { ALWAYS, SSM, ATTENTION, MOE, ENDS, KINDS };
     const struct {
         void *slot; /* of the pointer to set */
         int op;
@@ -46,14 +46,12 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bxn_workspace
     } table[] = {
         { &ws->x, ALWAYS, T * ws->ld_d },
         { &ws->n, ALWAYS, T * ws->ld_d },
-        { &ws->s, ALWAYS, T * ws->ld_s },
         /* from here on not cleared */
         { &ws->inputs, ALWAYS, T * inputs / 4 },
         { &ws->sums, ALWAYS, T * ws->ld_sum },
         { &ws->xz, SSM, ssm ? T * ws->ld_2e : 0 },
         { &ws->xc, SSM, ssm ? T * ws->ld_e : 0 },
         { &ws->bcd, SSM, ssm ? T * ws->ld_bcd : 0 },
-        { &ws->y, SSM, ssm ? T * ws->ld_e : 0 },
         { &ws->q, ATTENTION, attention ? T * ws->ld_d : 0 },
         { &ws->k, ATTENTION, attention ? T * ws->ld_d : 0 },
         { &ws->v, ATTENTION, attention ? T * ws->ld_d : 0 },
@@ -68,10 +66,10 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bxn_workspace
         { &ws->first, MOE, moe ? X + 1 : 0 },
         { &ws->used, MOE, moe ? X : 0 },
         { &ws->a, MOE, moe ? T * (k + 1) * ws->ld_i : 0 },
-        { &ws->b, MOE, moe ? T * (k + 1) * ws->ld_i : 0 },
-        { &ws->e, MOE, moe ? T * k * ws->ld_d : 0 },
+        { &ws->b, MOE, moe ? most(T * (k + 1) * ws->ld_i, T * k * ws->ld_d) : 0 },
+        { &ws->s, ENDS, T * ws->ld_s },
     };
-    size_t end[OPS] = { 0 };
+    size_t end[KINDS] = { 0 };
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
         int op = table[i].op;
         size_t offset = end[op] != 0 ? end[op] : end[ALWAYS];
@@ -80,7 +78,9 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bxn_workspace
         end[op] = offset + bxn_round_up(table[i].count * 4, BXN_ALIGN);
     }
     ws->r = ws->n;
-    return most(most(end[ALWAYS], end[SSM]), most(end[ATTENTION], end[MOE]));
+    ws->y = ws->xc;
+    ws->e = ws->b;
+    return most(most(end[ENDS], end[SSM]), most(end[ATTENTION], end[MOE]));
 }
 
 size_t bxn_workspace_bytes(const bxn_config *config, uint64_t max_tokens)

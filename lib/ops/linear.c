@@ -38,14 +38,23 @@ typedef struct range {
 typedef struct ranges_context {
     bxn_range_task task;
     void *context;
+    const atomic_int *cancel;
+    _Atomic uint32_t next;
+    uint32_t count;
     range ranges[MAX_RANGES];
 } ranges_context;
 
+/* One thread at work: range after range, as long as there are any. */
 static void ranges_task(void *context, uint32_t index)
 {
-    const ranges_context *c = context;
-    const range *r = &c->ranges[index];
-    c->task(c->context, r->item, r->begin, r->end);
+    ranges_context *c = context;
+    (void)index;
+    while (!bxn_cancelled(c->cancel)) {
+        uint32_t at = atomic_fetch_add_explicit(&c->next, 1, memory_order_relaxed);
+        if (at >= c->count)
+            return;
+        c->task(c->context, c->ranges[at].item, c->ranges[at].begin, c->ranges[at].end);
+    }
 }
 
 /* Long ranges first, which kernels walk as several streams, and short ones at the end of the
@@ -64,7 +73,7 @@ static uint32_t cut(const bxn_item *items, uint32_t count, uint32_t threads, ran
             uint64_t work = left / (2 * (uint64_t)threads);
             work = work < most ? work : most;
             uint64_t size = (work > least ? work : least) / cost;
-            size = size < 2 ? 2 : size >= 4 ? size / 4 * 4 : size;
+            size = size >= 4 ? size / 4 * 4 : size < 2 ? 2 : size;
             uint64_t rest = items[i].groups - begin;
             size = n + (count - i) >= MAX_RANGES || size > rest ? rest : size;
             out[n++] = (range){ i, begin, begin + (uint32_t)size };
@@ -79,10 +88,14 @@ bitaxon_status bxn_ranges_run(const bxn_exec *exec, const bxn_item *items, uint3
                               bxn_range_task task, void *context)
 {
     ranges_context c;
+    uint32_t threads = bxn_pool_threads(exec->pool);
     c.task = task;
     c.context = context;
-    uint32_t n = cut(items, count, bxn_pool_threads(exec->pool), c.ranges);
-    return bxn_pool_run(exec->pool, n, ranges_task, &c, exec->cancel);
+    c.cancel = exec->cancel;
+    c.count = cut(items, count, threads, c.ranges);
+    atomic_init(&c.next, 0);
+    /* More loops than threads: who is late finds nothing left, and a host may have more threads. */
+    return bxn_pool_run(exec->pool, c.count < 2 * threads ? c.count : 2 * threads, ranges_task, &c, exec->cancel);
 }
 
 bitaxon_status bxn_rows_run(const bxn_exec *exec, uint32_t rows, bxn_task task, void *context)

@@ -82,9 +82,8 @@ static bitaxon_status route(moe_context *c)
 {
     const bxn_moe *p = c->p;
     bxn_workspace *ws = c->exec->ws;
-    const atomic_int *cancel = c->exec->cancel;
     for (uint32_t t = 0; t < c->tokens; t++) {
-        if (cancel != NULL && atomic_load_explicit(cancel, memory_order_relaxed) != 0)
+        if (bxn_cancelled(c->exec->cancel))
             return BITAXON_CANCELLED;
         if (!route_row(ws->route + t * ws->ld_x, p, ws->picked + (size_t)t * p->top_k,
                        ws->weight + (size_t)t * p->top_k))
@@ -153,8 +152,11 @@ static void hidden_task(void *context, uint32_t item, uint32_t begin, uint32_t e
         hidden(c, &p->shared_gate_proj, &p->shared_up_proj, NULL, c->tokens * p->top_k, c->tokens, begin, end);
         return;
     }
-    while (atomic_load_explicit(&c->routed, memory_order_acquire) == 0) /* the first task is running */
+    while (atomic_load_explicit(&c->routed, memory_order_acquire) == 0) { /* the first task is running */
+        if (bxn_cancelled(c->exec->cancel))
+            return;
         bxn_relax();
+    }
     uint32_t slot = c->slot + item - 2;
     if (c->status != BITAXON_OK || slot >= c->used)
         return;
@@ -189,7 +191,7 @@ static bitaxon_status run_hidden(moe_context *c)
     slots = slots < p->experts ? slots : p->experts;
     bitaxon_status status = BITAXON_OK;
     atomic_init(&c->routed, 0);
-    if (c->tokens >= ROUTED_APART || p->experts > MANY_EXPERTS || !bxn_pool_first_first(c->exec->pool)) {
+    if (c->tokens >= ROUTED_APART || p->experts > MANY_EXPERTS) {
         const bxn_workspace *ws = c->exec->ws;
         bxn_linear_job jobs[2] = {
             { &p->router, args_for(c, &p->router, NULL, c->tokens, ws->route, ws->ld_x) },

@@ -102,12 +102,12 @@ typedef struct bxn_workspace {
     float *x;      /* [T, D] residual stream */
     float *n;      /* [T, D] normed input of the op */
     float *r;      /* [T, D] result of the op; in the place of n, which is spent by then */
-    float *s;      /* [T, S] embeddings; at the end, the rows that the head takes */
+    float *s;      /* [T, S] embeddings; at the end, the rows that the head takes; between, of the ops */
     float *sums;   /* [T, ld_sum] block sums of a linear's input */
     unsigned char *inputs; /* what products read of their inputs (bxn_inputs_make) */
     size_t inputs_used;    /* bytes of it that are taken */
     /* state space */
-    float *xz, *xc, *bcd, *y;
+    float *xz, *xc, *bcd, *y; /* y in the place of xc */
     /* attention */
     float *q, *k, *v, *o, *scores;
     /* experts */
@@ -120,7 +120,7 @@ typedef struct bxn_workspace {
     int32_t *first;     /* [X + 1] first pair of each expert */
     int32_t *used;      /* [X] experts that have pairs, ascending */
     float *a, *b;       /* [T * top_k + T, I] hidden rows of pairs, then of the shared expert */
-    float *e;           /* [T * top_k, D] expert results */
+    float *e;           /* [T * top_k, D] expert results; in the place of b */
 } bxn_workspace;
 
 /* What ops compute with. */
@@ -137,9 +137,15 @@ typedef struct bxn_exec {
 
 /* ---- operations ---------------------------------------------------------------------- */
 
+static inline bool bxn_cancelled(const atomic_int *cancel)
+{
+    return cancel != NULL && atomic_load_explicit(cancel, memory_order_relaxed) != 0;
+}
+
 /* A parallel region: `groups` units of work of `cost` each (any unit, the same for all items),
- * which tasks take in ranges. task(context, item, begin, end) comes once for each range; ranges
- * of a list are begun in order. CANCELLED, SYSTEM. */
+ * which threads take in ranges. task(context, item, begin, end) comes once for each range. Ranges
+ * are begun in order by threads that run, so that one may wait for what an earlier one does
+ * unless it is cancelled. CANCELLED, SYSTEM. */
 typedef struct bxn_item {
     uint32_t groups;
     uint64_t cost;

@@ -100,7 +100,6 @@ static bitaxon_status forward(const bxn_exec *exec, const bxn_ssm *p, uint32_t t
     uint32_t all_groups = (p->in_proj.rows + BXN_UNIT_ROWS - 1) / BXN_UNIT_ROWS;
     ssm_context c = { .exec = exec, .p = p, .segments = segments, .n = n };
     bxn_pad_rows(ws->xc, ws->ld_e, p->channels, tokens);
-    bxn_pad_rows(ws->y, ws->ld_e, p->channels, tokens);
 
     bxn_input in = { .x = ws->n, .ldx = ws->ld_d, .cols = p->in_proj.cols, .rows = tokens,
                      .summed = bxn_weight_needs_sums(&p->in_proj), .kind = p->in_proj.xq };

@@ -300,8 +300,6 @@ void bxn_pool_free(bxn_pool *pool)
 
 uint32_t bxn_pool_threads(const bxn_pool *pool) { return pool->threads; }
 
-bool bxn_pool_first_first(const bxn_pool *pool) { return pool->mem->host.parallel_for == NULL; }
-
 static bitaxon_status run_here(uint32_t count, bxn_task task, void *context, const atomic_int *cancel)
 {
     uint64_t saved = bxn_float_enter();

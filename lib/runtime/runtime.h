@@ -137,10 +137,7 @@ uint64_t bxn_pool_bytes(uint32_t threads);
 bitaxon_status bxn_pool_run(bxn_pool *pool, uint32_t count, bxn_task task, void *context,
                             const atomic_int *cancel);
 
-/* Is task 0 begun for certain once another task runs, so that the others may wait for what it
- * does? (Not by a host's executor.) */
-bool bxn_pool_first_first(const bxn_pool *pool);
-/* A moment's rest while waiting so. */
+/* A moment's rest while waiting for another thread. */
 void bxn_relax(void);
 
 /* Flush-to-zero and denormals-are-zero, for code that computes outside tasks. */
