@@ -307,42 +307,6 @@ static void test_cancel(void **state)
     }
 }
 
-/* Others wait for task 0, which is begun even when somebody cancels first. */
-typedef struct first_first {
-    atomic_int cancel, first_done;
-    uint32_t count;
-} first_first;
-
-static void first_first_task(void *context, uint32_t index)
-{
-    first_first *f = context;
-    if (index == 0) {
-        atomic_store(&f->first_done, 1);
-        return;
-    }
-    atomic_store(&f->cancel, 1);
-    while (atomic_load(&f->first_done) == 0)
-        bxn_relax();
-}
-
-static void test_first_first(void **state)
-{
-    (void)state;
-    for (uint32_t threads = 1; threads <= 4; threads++) {
-        bench b;
-        bench_open(&b, threads);
-        assert_true(bxn_pool_first_first(b.pool));
-        alarm(120); /* a hang is a failure */
-        for (uint32_t round = 0; round < 1000; round++) {
-            first_first f = { .count = 2 + round % 9 };
-            assert_int_equal(bxn_pool_run(b.pool, f.count, first_first_task, &f, &f.cancel), BITAXON_CANCELLED);
-            assert_int_equal(atomic_load(&f.first_done), 1);
-        }
-        alarm(0);
-        bench_close(&b);
-    }
-}
-
 /* ---- floating point -------------------------------------------------------------------------------- */
 
 typedef struct flushed {
@@ -634,7 +598,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_counts), cmocka_unit_test(test_callers), cmocka_unit_test(test_nested),
         cmocka_unit_test(test_slow_thread), cmocka_unit_test(test_crowded), cmocka_unit_test(test_cpus),
-        cmocka_unit_test(test_cancel), cmocka_unit_test(test_first_first), cmocka_unit_test(test_float_state), cmocka_unit_test(test_idle),
+        cmocka_unit_test(test_cancel), cmocka_unit_test(test_float_state), cmocka_unit_test(test_idle),
         cmocka_unit_test(test_fork), cmocka_unit_test(test_no_threads), cmocka_unit_test(test_no_memory),
         cmocka_unit_test(test_executor),
     };

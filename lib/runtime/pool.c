@@ -347,10 +347,8 @@ bitaxon_status bxn_pool_run(bxn_pool *pool, uint32_t count, bxn_task task, void 
     pool->task = task;
     pool->context = context;
     pool->cancel = cancel;
-    /* Task 0 is the caller's and is begun whatever comes: others may wait for it. */
-    for (uint32_t i = 0, begin = 1; i < pool->threads; i++) {
+    for (uint32_t i = 0, begin = 0; i < pool->threads; i++) {
         uint32_t end = (uint32_t)((uint64_t)count * (i + 1) / pool->threads);
-        end = end < begin ? begin : end;
         atomic_store_explicit(&pool->shares[i].next, begin, memory_order_relaxed);
         pool->shares[i].end = end;
         begin = end;
@@ -359,7 +357,6 @@ bitaxon_status bxn_pool_run(bxn_pool *pool, uint32_t count, bxn_task task, void 
     atomic_store(&pool->state, generation << 32 | JOB_OPEN);
     call_workers(pool, count - 1 < pool->useful ? count - 1 : pool->useful);
     uint64_t saved = bxn_float_enter();
-    task(context, 0);
     run_tasks(pool, 0);
     bxn_float_leave(saved);
     uint64_t state = atomic_fetch_and(&pool->state, ~JOB_OPEN);
