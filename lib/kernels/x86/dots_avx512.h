@@ -6,7 +6,7 @@
  * columns) is decoded into `steps` vectors of 16 dwords, each a row's next 4 bytes or 2 words;
  * the dword of an activation row that belongs to a step is broadcast to all lanes. An
  * activation row is stored by units of 128 columns: per plane one dword for each step of the
- * unit, then 4 sums of 32 columns (int32). Bytes of weights are unsigned, code + centre; what
+ * unit, then sums of the integers of columns 0 .. 31, 0 .. 63, 64 .. 95 and 64 .. 127 (int32). Bytes of weights are unsigned, code + centre; what
  * that adds is taken away by starting a sum at -centre * (sum of q of the block).
  *
  * Few tokens: row groups are walked in lockstep, each a stream of memory, and a code vector is
@@ -181,35 +181,41 @@ BXN_INLINE __mmask16 row_mask(const bxn_packed *w, uint32_t group)
 
 /* ---- activations ----------------------------------------------------------------------- */
 
+/* Where a token's rows begin. */
+typedef struct source {
+    const uint8_t *xq;
+    const float *scale, *sum;
+} source;
+
 /* One unit of up to TILE tokens: broadcast from here at offsets known to the compiler. */
 typedef struct stage {
     _Alignas(64) uint8_t x[TILE][256];
-    int32_t start[TILE][4]; /* [integer block]: -centre * sum of q */
+    /* of the integer block that begins at 32-column block j: -centre * sum of q, xs, X */
+    int32_t start[TILE][4];
     float scale[TILE][4], sum[TILE][4];
 } stage;
 
-BXN_INLINE size_t source_row(const bxn_mm_args *args, uint32_t token)
+/* Tokens first .. first + count - 1. */
+static inline void find_sources(const bxn_packed *w, const bxn_mm_args *args, uint32_t first,
+                                uint32_t count, source *from)
 {
-    return args->rows != NULL ? (size_t)args->rows[token] : token;
+    for (uint32_t m = 0; m < count; m++) {
+        const size_t row = args->rows != NULL ? (size_t)args->rows[first + m] : first + m;
+        from[m].xq = (const uint8_t *)args->xq + row * args->ldxq;
+        from[m].scale = args->xscale + row * args->ldxscale;
+        from[m].sum = w->has_bias ? args->xsum + row * args->ldsum : NULL;
+    }
 }
 
-BXN_INLINE const uint8_t *stored_at(const bxn_mm_args *args, uint32_t token, uint32_t u, form f)
+/* Unit u of `count` tokens. Rows `ahead` tokens later are fetched into the cache. */
+static __attribute__((noinline)) void stage_tokens(const bxn_packed *w, const source *from,
+                                                   unsigned count, unsigned ahead, uint32_t u,
+                                                   int32_t centre, form f, stage *st)
 {
-    return (const uint8_t *)args->xq + source_row(args, token) * args->ldxq +
-           (size_t)u * (stored_bytes(f) + 16);
-}
-
-/* Unit u of tokens first .. first + count - 1, of which those from `last` on are `last` again:
- * tiles have few sizes, and what is computed for such a token is thrown away. */
-static __attribute__((noinline)) void stage_tokens(const bxn_packed *w, const bxn_mm_args *args,
-                                                   uint32_t u, uint32_t first, unsigned count,
-                                                   uint32_t last, int32_t centre, form f,
-                                                   stage *st)
-{
+    const size_t at = (size_t)u * (stored_bytes(f) + 16);
+    const int narrow = blocks_of(w) == 4;
     for (unsigned m = 0; m < count; m++) {
-        const uint32_t token = first + m < last ? first + m : last;
-        const size_t row = source_row(args, token);
-        const uint8_t *xq = stored_at(args, token, u, f);
+        const uint8_t *xq = from[m].xq + at, *later = from[m + ahead].xq + at;
         for (unsigned i = 0; i < 4; i++)
             if (f == WIDENED)
                 _mm512_store_si512(
@@ -217,34 +223,38 @@ static __attribute__((noinline)) void stage_tokens(const bxn_packed *w, const bx
                     _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)(xq + i * 32))));
             else if (i < stored_bytes(f) / 64)
                 _mm512_store_si512(st->x[m] + i * 64, _mm512_loadu_si512(xq + i * 64));
-        static const float none[4] = {0, 0, 0, 0};
-        const float *scale = args->xscale + row * args->ldxscale + (size_t)u * 2;
-        const float *sum = w->has_bias ? args->xsum + row * args->ldsum + (size_t)u * 4 : none;
-        int32_t q[4];
-        memcpy(q, xq + stored_bytes(f), sizeof q);
-        for (unsigned b = 0; b < 4; b++) {
-            const int wide = blocks_of(w) == 2;
-            if (wide && b >= 2)
-                break;
-            st->scale[m][b] = scale[wide ? b : b / 2];
-            st->start[m][b] = -centre * (wide ? q[2 * b] + q[2 * b + 1] : q[b]);
-            st->sum[m][b] = wide ? sum[2 * b] + sum[2 * b + 1] : sum[b];
+        for (unsigned i = 0; i <= stored_bytes(f) / 64; i++)
+            _mm_prefetch((const char *)later + i * 64, _MM_HINT_T0);
+        /* sums of columns 0 .. 31, 0 .. 63, 64 .. 95, 64 .. 127 */
+        const __m128i q = _mm_loadu_si128((const void *)(xq + stored_bytes(f)));
+        __m128i wide = _mm_shuffle_epi32(q, 0xF5);
+        if (narrow)
+            wide = _mm_blend_epi16(q, _mm_sub_epi32(q, _mm_shuffle_epi32(q, 0xA0)), 0xCC);
+        _mm_store_si128((void *)st->start[m], _mm_mullo_epi32(wide, _mm_set1_epi32(-centre)));
+        const __m128 scale =
+            _mm_castsi128_ps(_mm_loadl_epi64((const void *)(from[m].scale + (size_t)u * 2)));
+        _mm_store_ps(st->scale[m], _mm_unpacklo_ps(scale, scale));
+        if (w->has_bias) {
+            __m128 sum = _mm_loadu_ps(from[m].sum + (size_t)u * 4);
+            if (!narrow)
+                sum = _mm_add_ps(sum, _mm_movehdup_ps(sum));
+            _mm_store_ps(st->sum[m], sum);
         }
     }
 }
 
 /* y of one row group and token: an integer block more. */
 BXN_INLINE __m512 add_block(const bxn_packed *w, __m512 y, sums sum, __m512 scale, __m512 bias,
-                            const stage *st, unsigned m, unsigned b, form f, unsigned bits)
+                            const stage *st, unsigned m, unsigned j, form f, unsigned bits)
 {
     const __mmask16 has_bias = w->has_bias ? 0xFFFF : 0;
     y = _mm512_fmadd_ps(_mm512_cvtepi32_ps((__m512i)sum),
-                        _mm512_mul_ps(scale, _mm512_set1_ps(st->scale[m][b])), y);
+                        _mm512_mul_ps(scale, _mm512_set1_ps(st->scale[m][j])), y);
     if (!may_have_bias(f, bits))
         return y;
     if (bits == 4)
-        return _mm512_fmadd_ps(bias, _mm512_set1_ps(st->sum[m][b]), y);
-    return _mm512_mask3_fmadd_ps(bias, _mm512_set1_ps(st->sum[m][b]), y, has_bias);
+        return _mm512_fmadd_ps(bias, _mm512_set1_ps(st->sum[m][j]), y);
+    return _mm512_mask3_fmadd_ps(bias, _mm512_set1_ps(st->sum[m][j]), y, has_bias);
 }
 
 /* ---- few tokens ------------------------------------------------------------------------ */
@@ -257,6 +267,7 @@ BXN_INLINE void lockstep_block(const bxn_packed *w, const decoder *d, const uint
     const unsigned planes = planes_of(f), steps = steps_of(f, bits);
     const unsigned vectors = 4 * bits / blocks_of(w); /* in a block */
     const unsigned span = in_parts(f) ? bits : vectors;
+    const unsigned j = b * 4 / blocks_of(w);
     const size_t first = bxn_unit_scale_bytes(w) + (size_t)b * vectors * 64;
     const size_t ahead = 2 * (size_t)w->unit_bytes;
     const uint8_t *x = st->x[0] + b * vectors * steps * 4;
@@ -268,7 +279,7 @@ BXN_INLINE void lockstep_block(const bxn_packed *w, const decoder *d, const uint
         BXN_UNROLL
         for (unsigned m = 0; m < tokens; m++) {
             sum[r][m][1] = (sums){0};
-            sum[r][m][0] = in_words(f) ? (sums){0} : (sums)_mm512_set1_epi32(st->start[m][b]);
+            sum[r][m][0] = in_words(f) ? (sums){0} : (sums)_mm512_set1_epi32(st->start[m][j]);
         }
     }
     for (unsigned begin = 0; begin < vectors; begin += span) {
@@ -321,7 +332,7 @@ BXN_INLINE void lockstep_block(const bxn_packed *w, const decoder *d, const uint
             sums s = sum[r][m][0];
             if (planes == 2)
                 s += sum[r][m][1] << 8;
-            y[r][m] = add_block(w, y[r][m], s, scale, bias, st, m, b, f, bits);
+            y[r][m] = add_block(w, y[r][m], s, scale, bias, st, m, j, f, bits);
         }
     }
 }
@@ -334,6 +345,8 @@ BXN_INLINE void lockstep(const bxn_packed *w, const decoder *d, uint32_t group, 
     stage st;
     const uint8_t *unit[STREAMS];
     __m512 y[STREAMS][FEW];
+    source from[FEW];
+    find_sources(w, args, 0, tokens, from);
     for (unsigned s = 0; s < STREAMS; s++) { /* those too many are the last again */
         const uint32_t g = group + (s < streams ? s : streams - 1) * step;
         unit[s] = w->data + (size_t)g * w->k_units * w->unit_bytes;
@@ -341,7 +354,7 @@ BXN_INLINE void lockstep(const bxn_packed *w, const decoder *d, uint32_t group, 
             y[s][m] = _mm512_setzero_ps();
     }
     for (uint32_t u = 0; u < w->k_units; u++) {
-        stage_tokens(w, args, u, 0, tokens, tokens, d->centre, f, &st);
+        stage_tokens(w, from, tokens, 0, u, d->centre, f, &st);
         for (unsigned b = 0; b < blocks_of(w); b++)
             for (unsigned s = 0; s < streams; s += together)
                 lockstep_block(w, d, unit + s, &st, b, y + s, tokens, together, f, bits);
@@ -369,6 +382,7 @@ typedef struct panel {
     _Alignas(64) float scale[PAIRS][4][2][16], bias[PAIRS][4][2][16]; /* [block][row group] */
     _Alignas(64) float y[PAIRS][CHUNK][2][16];                        /* [token][row group] */
     stage st;
+    source from[CHUNK + TILE];
 } panel;
 
 /* One row group of a pair. */
@@ -447,6 +461,7 @@ BXN_INLINE void tile(const bxn_packed *w, panel *work, unsigned pair, uint32_t f
     const unsigned planes = planes_of(f);
     const unsigned steps = (in_words(f) ? 64 : 32) / blocks_of(w);
     for (unsigned b = 0; b < blocks_of(w); b++) {
+        const unsigned j = b * 4 / blocks_of(w);
         sums sum[TILE][2];
         BXN_UNROLL
         for (unsigned p = 0; p < planes; p++) {
@@ -454,7 +469,7 @@ BXN_INLINE void tile(const bxn_packed *w, panel *work, unsigned pair, uint32_t f
             for (unsigned m = 0; m < tokens; m++) {
                 sums start = {0};
                 if (!in_words(f) && p + 1 == planes)
-                    start = (sums)_mm512_set1_epi32(st->start[m][b]);
+                    start = (sums)_mm512_set1_epi32(st->start[m][j]);
                 sum[m][0] = p == 0 ? start : (sum[m][0] << 8) + start;
                 sum[m][1] = p == 0 ? start : (sum[m][1] << 8) + start;
             }
@@ -474,7 +489,7 @@ BXN_INLINE void tile(const bxn_packed *w, panel *work, unsigned pair, uint32_t f
             for (unsigned m = 0; m < tokens; m++) {
                 float *y = work->y[pair][first + m][g];
                 __m512 sum_y = _mm512_load_ps(y);
-                sum_y = add_block(w, sum_y, sum[m][g], scale, bias, st, m, b, f, bits);
+                sum_y = add_block(w, sum_y, sum[m][g], scale, bias, st, m, j, f, bits);
                 _mm512_store_ps(y, sum_y);
             }
         }
@@ -493,6 +508,9 @@ BXN_INLINE void many_groups(const bxn_packed *w, const decoder *d, uint32_t grou
     panel work;
     const unsigned pairs = (groups + 1) / 2;
     const unsigned full = in_parts(f) ? TILE_PARTS : TILE;
+    find_sources(w, args, chunk, count, work.from);
+    for (uint32_t m = count; m < CHUNK + TILE; m++)
+        work.from[m] = work.from[count - 1];
     for (unsigned pair = 0; pair < pairs; pair++)
         for (uint32_t m = 0; m < bxn_round_up(count, 4); m++)
             for (unsigned g = 0; g < 2; g++)
@@ -504,11 +522,7 @@ BXN_INLINE void many_groups(const bxn_packed *w, const decoder *d, uint32_t grou
         for (uint32_t m = 0; m < count;) {
             const uint32_t left = count - m;
             const unsigned tokens = left > full - 4 ? full : left > 4 ? 8 : 4;
-            stage_tokens(w, args, u, chunk + m, tokens, chunk + count - 1, d->centre, f, &work.st);
-            for (uint32_t next = m + tokens; next < count && next < m + 2 * tokens; next++)
-                for (unsigned i = 0; i < stored_bytes(f); i += 64)
-                    _mm_prefetch((const char *)stored_at(args, chunk + next, u, f) + i,
-                                 _MM_HINT_T0);
+            stage_tokens(w, work.from + m, tokens, full, u, d->centre, f, &work.st);
             for (unsigned pair = 0; pair < pairs; pair++)
                 tiles[tokens / 4 - 1](w, &work, pair, m);
             m += tokens;
@@ -626,9 +640,10 @@ BXN_INLINE void store_integers(const __m512i *q, uint8_t *unit, unsigned half, f
                              _mm_shuffle_epi8(_mm512_cvtepi32_epi8(q[i]),
                                               _mm512_castsi512_si128(order)));
     }
-    const int32_t sums[2] = {_mm512_reduce_add_epi32(_mm512_add_epi32(q[0], q[1])),
-                             _mm512_reduce_add_epi32(_mm512_add_epi32(q[2], q[3]))};
-    memcpy(unit + stored_bytes(f) + half * 8, sums, sizeof sums);
+    const int32_t first = _mm512_reduce_add_epi32(_mm512_add_epi32(q[0], q[1]));
+    const int32_t second = _mm512_reduce_add_epi32(_mm512_add_epi32(q[2], q[3]));
+    const int32_t both[2] = {first, first + second};
+    memcpy(unit + stored_bytes(f) + half * 8, both, sizeof both);
 }
 
 /* Which of 8 columns come in which order: four bytes or two words of a dword belong to one
