@@ -46,6 +46,8 @@ static uint64_t usable(uint64_t features)
     uint64_t used = features & BITAXON_CPU_AVX2;
     if (used != 0)
         used |= features & (BITAXON_CPU_AVX512 | BITAXON_CPU_AVX_VNNI);
+    if (used & BITAXON_CPU_AVX512)
+        used |= features & BITAXON_CPU_AVX512_VNNI;
     return used;
 #else
     (void)features;
@@ -65,8 +67,12 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
     }
     if (kernels->features & BITAXON_CPU_AVX_VNNI)
         FILL_INTEGER(avxvnni);
-    if (kernels->features & BITAXON_CPU_AVX512)
+    if (kernels->features & BITAXON_CPU_AVX512) {
         FILL_COMMON(avx512);
+        FILL_INTEGER(avx512);
+    }
+    if (kernels->features & BITAXON_CPU_AVX512_VNNI)
+        FILL_INTEGER(avx512vnni);
 #endif
 }
 
