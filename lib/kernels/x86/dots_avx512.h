@@ -6,8 +6,9 @@
  * columns) is decoded into `steps` vectors of 16 dwords, each a row's next 4 bytes or 2 words;
  * the dword of an activation row that belongs to a step is broadcast to all lanes. An
  * activation row is stored by units of 128 columns: per plane one dword for each step of the
- * unit, then sums of the integers of columns 0 .. 31, 0 .. 63, 64 .. 95 and 64 .. 127 (int32). Bytes of weights are unsigned, code + centre; what
- * that adds is taken away by starting a sum at -centre * (sum of q of the block).
+ * unit, then the sums of q over columns 0 .. 31, 0 .. 63, 64 .. 95 and 64 .. 127 (int32). Bytes
+ * of weights are unsigned, code + centre; what that adds is taken away by starting a sum at
+ * -centre * (sum of q of the block).
  *
  * Few tokens: row groups are walked in lockstep, each a stream of memory, and a code vector is
  * decoded once, in registers, for all tokens. Many tokens: the codes of up to 4 row groups are
@@ -28,12 +29,12 @@
 #define BXN_ROLLED _Pragma("GCC unroll 1")
 #endif
 
-#define FEW 8     /* tokens that go through in lockstep */
-#define STREAMS 4 /* row groups in lockstep */
-#define CHUNK 144 /* tokens that share one decoding of a unit */
-#define TILE 12   /* tokens whose sums are in registers at once */
-#define TILE_PARTS 4 /* the same, where each sum has a part beside it */
-#define PAIRS 2   /* pairs of row groups that share the staging of a tile */
+#define FEW 8        /* tokens that go through in lockstep */
+#define STREAMS 4    /* row groups in lockstep */
+#define CHUNK 144    /* tokens that share one decoding of a unit */
+#define TILE 12      /* tokens whose sums are in registers at once */
+#define TILE_PARTS 8 /* the same, where each sum has a part beside it */
+#define PAIRS 2      /* pairs of row groups that share the staging of a tile */
 
 typedef enum form {
     TWO_BYTES,  /* codes as bytes; two planes: high and low byte of 16-bit activations */
@@ -125,10 +126,9 @@ BXN_INLINE decoder make_decoder(const bxn_packed *w, form f, unsigned bits, int 
     __m512i values = _mm512_cvtps_epi32(
         _mm512_mul_ps(_mm512_loadu_ps(w->table), _mm512_set1_ps(fast ? 127.0f : 8191.0f)));
     d.mask = _mm512_set1_epi8(bits == 8 ? -128 : 15);
-    d.table = in_words(f)
-                  ? _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(values))
-                  : _mm512_broadcast_i32x4(_mm512_cvtepi32_epi8(
-                        _mm512_add_epi32(values, _mm512_set1_epi32(128))));
+    d.table = in_words(f) ? _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(values))
+                          : _mm512_broadcast_i32x4(_mm512_cvtepi32_epi8(
+                                _mm512_add_epi32(values, _mm512_set1_epi32(128))));
     d.centre = in_words(f) ? 0 : bits == 8 || f == ONE_LOOKUP ? 128 : (int32_t)w->center;
     return d;
 }
@@ -195,16 +195,14 @@ typedef struct stage {
     float scale[TILE][4], sum[TILE][4];
 } stage;
 
-/* Tokens first .. first + count - 1. */
-static inline void find_sources(const bxn_packed *w, const bxn_mm_args *args, uint32_t first,
-                                uint32_t count, source *from)
+/* Not inlined, so that the loop around it is not made into vectors of 8 KiB of code. */
+static __attribute__((noinline)) source source_of(const bxn_packed *w, const bxn_mm_args *args,
+                                                  uint32_t token)
 {
-    for (uint32_t m = 0; m < count; m++) {
-        const size_t row = args->rows != NULL ? (size_t)args->rows[first + m] : first + m;
-        from[m].xq = (const uint8_t *)args->xq + row * args->ldxq;
-        from[m].scale = args->xscale + row * args->ldxscale;
-        from[m].sum = w->has_bias ? args->xsum + row * args->ldsum : NULL;
-    }
+    const size_t row = args->rows != NULL ? (size_t)args->rows[token] : token;
+    return (source){(const uint8_t *)args->xq + row * args->ldxq,
+                    args->xscale + row * args->ldxscale,
+                    w->has_bias ? args->xsum + row * args->ldsum : NULL};
 }
 
 /* Unit u of `count` tokens. Rows `ahead` tokens later are fetched into the cache. */
@@ -214,13 +212,13 @@ static __attribute__((noinline)) void stage_tokens(const bxn_packed *w, const so
 {
     const size_t at = (size_t)u * (stored_bytes(f) + 16);
     const int narrow = blocks_of(w) == 4;
+    BXN_ROLLED
     for (unsigned m = 0; m < count; m++) {
         const uint8_t *xq = from[m].xq + at, *later = from[m + ahead].xq + at;
         for (unsigned i = 0; i < 4; i++)
             if (f == WIDENED)
-                _mm512_store_si512(
-                    st->x[m] + i * 64,
-                    _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)(xq + i * 32))));
+                _mm512_store_si512(st->x[m] + i * 64, _mm512_cvtepi8_epi16(_mm256_loadu_si256(
+                                                          (const void *)(xq + i * 32))));
             else if (i < stored_bytes(f) / 64)
                 _mm512_store_si512(st->x[m] + i * 64, _mm512_loadu_si512(xq + i * 64));
         for (unsigned i = 0; i <= stored_bytes(f) / 64; i++)
@@ -271,8 +269,8 @@ BXN_INLINE void lockstep_block(const bxn_packed *w, const decoder *d, const uint
     const size_t first = bxn_unit_scale_bytes(w) + (size_t)b * vectors * 64;
     const size_t ahead = 2 * (size_t)w->unit_bytes;
     const uint8_t *x = st->x[0] + b * vectors * steps * 4;
-    sums sum[2][FEW][2];
-    parts part[2][FEW][2];
+    sums sum[STREAMS][FEW][2];
+    parts part[STREAMS][FEW][2];
     BXN_UNROLL
     for (unsigned r = 0; r < together; r++) {
         _mm_prefetch((const char *)unit[r] + ahead + b * 64, _MM_HINT_T0);
@@ -282,14 +280,16 @@ BXN_INLINE void lockstep_block(const bxn_packed *w, const decoder *d, const uint
             sum[r][m][0] = in_words(f) ? (sums){0} : (sums)_mm512_set1_epi32(st->start[m][j]);
         }
     }
+    BXN_ROLLED
     for (unsigned begin = 0; begin < vectors; begin += span) {
         if (in_parts(f)) {
             BXN_UNROLL
             for (unsigned i = 0; i < together * tokens; i++)
                 part[i / tokens][i % tokens][0] = part[i / tokens][i % tokens][1] = (parts){0};
         }
+        BXN_ROLLED
         for (unsigned v = begin; v < begin + span; v++, x += steps * 4) {
-            __m512i c[2], value[2];
+            __m512i c[STREAMS], value[STREAMS];
             BXN_UNROLL
             for (unsigned r = 0; r < together; r++) {
                 const uint8_t *codes = unit[r] + first + (size_t)v * 64;
@@ -346,39 +346,47 @@ BXN_INLINE void lockstep(const bxn_packed *w, const decoder *d, uint32_t group, 
     const uint8_t *unit[STREAMS];
     __m512 y[STREAMS][FEW];
     source from[FEW];
-    find_sources(w, args, 0, tokens, from);
+    for (uint32_t m = 0; m < tokens; m++)
+        from[m] = source_of(w, args, m);
+    BXN_ROLLED
     for (unsigned s = 0; s < STREAMS; s++) { /* those too many are the last again */
         const uint32_t g = group + (s < streams ? s : streams - 1) * step;
         unit[s] = w->data + (size_t)g * w->k_units * w->unit_bytes;
+        BXN_ROLLED
         for (unsigned m = 0; m < tokens; m++)
             y[s][m] = _mm512_setzero_ps();
     }
     for (uint32_t u = 0; u < w->k_units; u++) {
         stage_tokens(w, from, tokens, 0, u, d->centre, f, &st);
+        BXN_ROLLED
         for (unsigned b = 0; b < blocks_of(w); b++)
-            for (unsigned s = 0; s < streams; s += together)
-                lockstep_block(w, d, unit + s, &st, b, y + s, tokens, together, f, bits);
+            BXN_ROLLED
+        for (unsigned s = 0; s < streams; s += together)
+            lockstep_block(w, d, unit + s, &st, b, y + s, tokens, together, f, bits);
         for (unsigned s = 0; s < STREAMS; s++)
             unit[s] += w->unit_bytes;
     }
+    BXN_ROLLED
     for (unsigned s = 0; s < streams; s++)
-        for (unsigned m = 0; m < tokens; m++) {
-            const uint32_t g = group + s * step;
-            _mm512_mask_storeu_ps(args->y + m * args->ldy + (size_t)g * BXN_UNIT_ROWS,
-                                  row_mask(w, g), y[s][m]);
-        }
+        BXN_ROLLED
+    for (unsigned m = 0; m < tokens; m++) {
+        const uint32_t g = group + s * step;
+        _mm512_mask_storeu_ps(args->y + m * args->ldy + (size_t)g * BXN_UNIT_ROWS, row_mask(w, g),
+                              y[s][m]);
+    }
 }
 
 /* Row groups whose sums and those of `tokens` tokens are in registers at once. */
 BXN_INLINE unsigned together_of(unsigned tokens, form f)
 {
-    return tokens * planes_of(f) * (in_parts(f) ? 2 : 1) <= 12 ? 2 : 1;
+    const unsigned each = tokens * planes_of(f) * (in_parts(f) ? 2 : 1); /* sums of a row group */
+    return each <= 3 ? 4 : each <= 12 ? 2 : 1;
 }
 
 /* ---- many tokens ----------------------------------------------------------------------- */
 
 typedef struct panel {
-    _Alignas(64) uint8_t value[PAIRS][64][2][64];               /* [step of the unit][row group] */
+    _Alignas(64) uint8_t value[PAIRS][64][2][64]; /* [step of the unit][row group] */
     _Alignas(64) float scale[PAIRS][4][2][16], bias[PAIRS][4][2][16]; /* [block][row group] */
     _Alignas(64) float y[PAIRS][CHUNK][2][16];                        /* [token][row group] */
     stage st;
@@ -393,6 +401,7 @@ BXN_INLINE void decode_unit(const bxn_packed *w, const decoder *d, uint32_t grou
     const uint8_t *unit = w->data + ((size_t)group * w->k_units + u) * w->unit_bytes;
     const uint8_t *codes = unit + bxn_unit_scale_bytes(w);
     const size_t ahead = w->unit_bytes;
+    BXN_ROLLED
     for (unsigned b = 0; b < blocks_of(w); b++) {
         __m512 scale, bias;
         block_at(w, unit, b, &scale, &bias, f, bits);
@@ -401,6 +410,7 @@ BXN_INLINE void decode_unit(const bxn_packed *w, const decoder *d, uint32_t grou
         _mm_prefetch((const char *)unit + ahead + b * 64, _MM_HINT_T0);
     }
     uint8_t(*out)[2][64] = work->value[pair];
+    BXN_ROLLED
     for (unsigned v = 0; v < 4 * bits; v++, codes += 64) {
         __m512i c = _mm512_loadu_si512(codes);
         _mm_prefetch((const char *)codes + ahead, _MM_HINT_T0);
@@ -460,6 +470,7 @@ BXN_INLINE void tile(const bxn_packed *w, panel *work, unsigned pair, uint32_t f
     const stage *st = &work->st;
     const unsigned planes = planes_of(f);
     const unsigned steps = (in_words(f) ? 64 : 32) / blocks_of(w);
+    BXN_ROLLED
     for (unsigned b = 0; b < blocks_of(w); b++) {
         const unsigned j = b * 4 / blocks_of(w);
         sums sum[TILE][2];
@@ -508,14 +519,16 @@ BXN_INLINE void many_groups(const bxn_packed *w, const decoder *d, uint32_t grou
     panel work;
     const unsigned pairs = (groups + 1) / 2;
     const unsigned full = in_parts(f) ? TILE_PARTS : TILE;
-    find_sources(w, args, chunk, count, work.from);
-    for (uint32_t m = count; m < CHUNK + TILE; m++)
-        work.from[m] = work.from[count - 1];
+    for (uint32_t m = 0; m < CHUNK + TILE; m++)
+        work.from[m] = m < count ? source_of(w, args, chunk + m) : work.from[count - 1];
+    BXN_ROLLED
     for (unsigned pair = 0; pair < pairs; pair++)
         for (uint32_t m = 0; m < bxn_round_up(count, 4); m++)
-            for (unsigned g = 0; g < 2; g++)
-                _mm512_store_ps(work.y[pair][m][g], _mm512_setzero_ps());
+            BXN_ROLLED
+    for (unsigned g = 0; g < 2; g++)
+        _mm512_store_ps(work.y[pair][m][g], _mm512_setzero_ps());
     for (uint32_t u = 0; u < w->k_units; u++) {
+        BXN_ROLLED
         for (unsigned g = 0; g < 2 * pairs; g++)
             decode_unit(w, d, group + (g < groups ? g : groups - 1), u, &work, g / 2, g % 2, f,
                         bits);
@@ -523,16 +536,19 @@ BXN_INLINE void many_groups(const bxn_packed *w, const decoder *d, uint32_t grou
             const uint32_t left = count - m;
             const unsigned tokens = left > full - 4 ? full : left > 4 ? 8 : 4;
             stage_tokens(w, work.from + m, tokens, full, u, d->centre, f, &work.st);
+            BXN_ROLLED
             for (unsigned pair = 0; pair < pairs; pair++)
                 tiles[tokens / 4 - 1](w, &work, pair, m);
             m += tokens;
         }
     }
+    BXN_ROLLED
     for (uint32_t m = 0; m < count; m++)
-        for (unsigned g = 0; g < groups; g++)
-            _mm512_mask_storeu_ps(
-                args->y + (chunk + m) * args->ldy + (size_t)(group + g) * BXN_UNIT_ROWS,
-                row_mask(w, group + g), _mm512_load_ps(work.y[g / 2][m][g % 2]));
+        BXN_ROLLED
+    for (unsigned g = 0; g < groups; g++)
+        _mm512_mask_storeu_ps(args->y + (chunk + m) * args->ldy +
+                                  (size_t)(group + g) * BXN_UNIT_ROWS,
+                              row_mask(w, group + g), _mm512_load_ps(work.y[g / 2][m][g % 2]));
 }
 
 BXN_INLINE void many(const bxn_packed *w, const decoder *d, uint32_t begin, uint32_t end,
@@ -630,15 +646,15 @@ BXN_INLINE void store_integers(const __m512i *q, uint8_t *unit, unsigned half, f
     } else if (f == WORDS) {
         BXN_UNROLL
         for (unsigned i = 0; i < 4; i++)
-            _mm256_storeu_si256((void *)(unit + half * 128 + i * 32),
-                                _mm256_shuffle_epi8(_mm512_cvtepi32_epi16(q[i]),
-                                                    _mm512_castsi512_si256(order)));
+            _mm256_storeu_si256(
+                (void *)(unit + half * 128 + i * 32),
+                _mm256_shuffle_epi8(_mm512_cvtepi32_epi16(q[i]), _mm512_castsi512_si256(order)));
     } else {
         BXN_UNROLL
         for (unsigned i = 0; i < 4; i++)
-            _mm_storeu_si128((void *)(unit + half * 64 + i * 16),
-                             _mm_shuffle_epi8(_mm512_cvtepi32_epi8(q[i]),
-                                              _mm512_castsi512_si128(order)));
+            _mm_storeu_si128(
+                (void *)(unit + half * 64 + i * 16),
+                _mm_shuffle_epi8(_mm512_cvtepi32_epi8(q[i]), _mm512_castsi512_si128(order)));
     }
     const int32_t first = _mm512_reduce_add_epi32(_mm512_add_epi32(q[0], q[1]));
     const int32_t second = _mm512_reduce_add_epi32(_mm512_add_epi32(q[2], q[3]));
