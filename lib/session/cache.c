@@ -70,7 +70,7 @@ bitaxon_status bxn_cache_params_check(const bxn_config *config, const bitaxon_ca
         p = *params;
     if (p.kv_type == BITAXON_KV_DEFAULT)
         p.kv_type = BITAXON_KV_F16;
-    if (p.kv_type != BITAXON_KV_F16 && p.kv_type != BITAXON_KV_F32)
+    if (p.kv_type < BITAXON_KV_F16 || p.kv_type > BITAXON_KV_Q4)
         return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "bitaxon_cache_params: kv_type %d is unknown", p.kv_type);
     if (p.max_tokens == 0)
         p.max_tokens = config->max_seq_len;
@@ -87,7 +87,7 @@ bitaxon_status bxn_cache_params_check(const bxn_config *config, const bitaxon_ca
 static void layout_for(bxn_kv_layout *layout, const bxn_config *config, uint32_t attention_layers, int32_t kv_type)
 {
     bxn_kv_layout_init(layout, attention_layers, config->num_heads, config->hidden_dim / config->num_heads,
-                       kv_type == BITAXON_KV_F32 ? 4 : 2);
+                       (bxn_kv_type)kv_type);
 }
 
 uint64_t bxn_cache_state_bytes(const bxn_config *config, size_t state_floats)

@@ -55,24 +55,6 @@ static bitaxon_status put(bxn_writer *writer, const void *data, size_t bytes, bi
     return status == BITAXON_OK ? bxn_writer_put(writer, &sum, sizeof sum, error) : status;
 }
 
-/* Clear the slots of a page from `used` on. */
-static void clear_slots(const bxn_kv_layout *layout, char *page, uint32_t used)
-{
-    size_t e = layout->element_bytes, d = layout->head_dim;
-    for (uint32_t head = 0; head < layout->layers * layout->heads; head++) {
-        char *k = page + head * (layout->k_bytes + layout->v_bytes), *v = k + layout->k_bytes;
-        for (uint32_t block = 0; block < BXN_PAGE / 16; block++) {
-            uint32_t live = used <= block * 16 ? 0 : used - block * 16;
-            if (live >= 16)
-                continue;
-            for (size_t i = 0; i < d; i++)
-                memset(k + ((block * d + i) * 16 + live) * e, 0, (16 - live) * e);
-        }
-        memset(k + BXN_PAGE * d * e, 0, layout->k_bytes - BXN_PAGE * d * e);
-        memset(v + (size_t)used * layout->v_stride * e, 0, layout->v_bytes - (size_t)used * layout->v_stride * e);
-    }
-}
-
 bitaxon_status bxn_cache_write(const bxn_cache *cache, const char *path, bitaxon_error *error)
 {
     const bxn_model *model = cache->model;
@@ -108,7 +90,7 @@ bitaxon_status bxn_cache_write(const bxn_cache *cache, const char *path, bitaxon
         uint64_t at = header.first_page + i;
         uint64_t used = cache->length - at * BXN_PAGE;
         memcpy(page, cache->data[at - cache->first_page], cache->layout.page_bytes);
-        clear_slots(&cache->layout, page, used < BXN_PAGE ? (uint32_t)used : BXN_PAGE);
+        bxn_kv_clear(&cache->layout, page, used < BXN_PAGE ? (uint32_t)used : BXN_PAGE);
         status = put(writer, page, cache->layout.page_bytes, error);
     }
     if (writer != NULL && status == BITAXON_OK)
