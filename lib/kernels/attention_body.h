@@ -274,8 +274,8 @@ BXN_INLINE void mix_key(int type, const mix_job *j, uint32_t key, size_t v, unsi
     }
 }
 
-/* n vectors of the sums from feature v on, over the keys of a page. */
-BXN_INLINE void mix(int type, const mix_job *j, size_t v, unsigned count, unsigned n)
+/* n vectors of the sums from feature v on, over the keys of a page; whole: every query sees all. */
+BXN_INLINE void mix(int type, const mix_job *j, size_t v, unsigned count, unsigned n, bool whole)
 {
     vec sums[MIX_QUERIES][5];
     BXN_UNROLL
@@ -284,17 +284,20 @@ BXN_INLINE void mix(int type, const mix_job *j, size_t v, unsigned count, unsign
         for (unsigned b = 0; b < n; b++)
             sums[i][b] = v_load(j->sums + i * j->ldsums + v + b * LANES);
     }
-    const span any = span_of_all(j->spans, count);
-    uint32_t key = any.begin, core = any.begin, core_end = any.end;
-    BXN_UNROLL
-    for (unsigned i = 0; i < count; i++) {
-        core = j->spans[i].begin > core ? j->spans[i].begin : core;
-        core_end = j->spans[i].end < core_end ? j->spans[i].end : core_end;
-    }
-    if (count > 1) {
+    uint32_t key = 0, core_end = BXN_PAGE, end = BXN_PAGE;
+    if (!whole) {
+        const span any = span_of_all(j->spans, count);
+        uint32_t core = any.begin;
+        key = any.begin;
+        core_end = end = any.end;
+        BXN_UNROLL
+        for (unsigned i = 0; i < count; i++) {
+            core = j->spans[i].begin > core ? j->spans[i].begin : core;
+            core_end = j->spans[i].end < core_end ? j->spans[i].end : core_end;
+        }
         if (core >= core_end)
-            core = core_end = any.end;
-        for (; key < core; key++)
+            core = core_end = end;
+        for (; count > 1 && key < core; key++)
             mix_key(type, j, key, v, count, n, false, sums);
     }
     const size_t step = bytes_of(type, n * LANES);
@@ -306,10 +309,8 @@ BXN_INLINE void mix(int type, const mix_job *j, size_t v, unsigned count, unsign
         }
         mix_key(type, j, key, v, count, n, true, sums);
     }
-    if (count > 1) {
-        for (; key < any.end; key++)
-            mix_key(type, j, key, v, count, n, false, sums);
-    }
+    for (; count > 1 && !whole && key < end; key++)
+        mix_key(type, j, key, v, count, n, false, sums);
     BXN_UNROLL
     for (unsigned i = 0; i < count; i++) {
         BXN_UNROLL
@@ -318,21 +319,21 @@ BXN_INLINE void mix(int type, const mix_job *j, size_t v, unsigned count, unsign
     }
 }
 
-BXN_INLINE void mix_row(int type, const mix_job *j, unsigned count)
+BXN_INLINE void mix_row(int type, const mix_job *j, unsigned count, bool whole)
 {
     for (size_t v = 0; v < j->stride;) {
         const size_t left = (j->stride - v) / LANES;
         if (left % 5 == 0 && left % 4 != 0) {
-            mix(type, j, v, count, 5);
+            mix(type, j, v, count, 5, whole);
             v += 5 * LANES;
         } else if (left >= 4) {
-            mix(type, j, v, count, 4);
+            mix(type, j, v, count, 4, whole);
             v += 4 * LANES;
         } else if (left >= 2) {
-            mix(type, j, v, count, 2);
+            mix(type, j, v, count, 2, whole);
             v += 2 * LANES;
         } else {
-            mix(type, j, v, count, 1);
+            mix(type, j, v, count, 1, whole);
             v += LANES;
         }
     }
@@ -342,14 +343,20 @@ static void mix_tile(const mix_job *job, uint32_t count)
 {
     mix_job j = *job;
     for (; count >= MIX_QUERIES; count -= MIX_QUERIES) {
-        mix_row(BXN_KV_F32, &j, MIX_QUERIES);
+        bool whole = true;
+        for (uint32_t i = 0; i < MIX_QUERIES; i++)
+            whole &= j.spans[i].begin == 0 && j.spans[i].end == BXN_PAGE;
+        if (whole)
+            mix_row(BXN_KV_F32, &j, MIX_QUERIES, true);
+        else
+            mix_row(BXN_KV_F32, &j, MIX_QUERIES, false);
         j.spans += MIX_QUERIES;
         j.weight += MIX_QUERIES * ROW;
         j.sums += MIX_QUERIES * j.ldsums;
     }
 #if MIX_QUERIES > 2
     if (count >= 2) {
-        mix_row(BXN_KV_F32, &j, 2);
+        mix_row(BXN_KV_F32, &j, 2, false);
         j.spans += 2;
         j.weight += 2 * ROW;
         j.sums += 2 * j.ldsums;
@@ -357,7 +364,7 @@ static void mix_tile(const mix_job *job, uint32_t count)
     }
 #endif
     if (count == 1)
-        mix_row(BXN_KV_F32, &j, 1);
+        mix_row(BXN_KV_F32, &j, 1, false);
 }
 
 /* ---- parts -------------------------------------------------------------------------------------- */
@@ -398,6 +405,18 @@ BXN_INLINE const uint8_t *page_of(const bxn_attention_args *args, uint64_t page)
     return (const uint8_t *)args->pages[page - args->first_page];
 }
 
+/* What is read some regions after region i of a part: the keys of its pages, their values, the keys
+ * of the next part. Regions of few bytes are fetched from further ahead. */
+static const uint8_t *region_ahead(int type, const bxn_attention_args *args, uint64_t first, uint32_t pages, uint32_t i)
+{
+    i += type == BXN_KV_Q4 ? 4 : type == BXN_KV_I8 ? 2 : 1;
+    if (i < 2 * pages)
+        return page_of(args, first + i % pages) + (i < pages ? args->k_offset : args->v_offset);
+    const uint64_t page = first + i - pages;
+    const bool more = args->part == BXN_ALL_PARTS && page <= (args->position + args->count - 1) / BXN_PAGE;
+    return more ? page_of(args, page) + args->k_offset : NULL;
+}
+
 /* All queries over the keys of one part, into `partials`. */
 BXN_INLINE void attend_part(int type, const bxn_attention_args *args, uint64_t part, float *partials)
 {
@@ -405,6 +424,8 @@ BXN_INLINE void attend_part(int type, const bxn_attention_args *args, uint64_t p
     const size_t dim = args->head_dim, stride = (dim + 15) & ~(size_t)15, apart = stride + 16;
     const uint64_t first_page = part * (BXN_PART / BXN_PAGE);
     float *scores = args->scratch, *tile = scores + (size_t)BXN_QUERIES * ROW;
+    const float *q = count > 1 ? tile + BXN_PAGE * stride : args->q; /* see pack_queries */
+    const size_t ldq = count > 1 ? stride : args->ldq;
     span spans[BXN_QUERIES];
     for (uint32_t i = 0; i < count; i++) {
         float *sums = partials + i * apart;
@@ -414,18 +435,18 @@ BXN_INLINE void attend_part(int type, const bxn_attention_args *args, uint64_t p
     const span all = span_of_all(spans, count);
     if (all.end == 0)
         return;
-    const uint32_t last_page = (all.end - 1) / BXN_PAGE;
-    const uint8_t *values = page_of(args, first_page + all.begin / BXN_PAGE) + args->v_offset;
+    const uint32_t begin_page = all.begin / BXN_PAGE, last_page = (all.end - 1) / BXN_PAGE;
+    const uint32_t pages = last_page - begin_page + 1;
 
-    for (uint32_t page = all.begin / BXN_PAGE; page <= last_page; page++) {
+    for (uint32_t page = begin_page; page <= last_page; page++) {
         const uint8_t *k = page_of(args, first_page + page) + args->k_offset;
-        const uint8_t *next = page < last_page ? page_of(args, first_page + page + 1) + args->k_offset : values;
-        score_job j = {.q = args->q,
-                       .ldq = args->ldq,
+        const uint8_t *next = region_ahead(type, args, first_page + begin_page, pages, page - begin_page);
+        score_job j = {.q = q,
+                       .ldq = ldq,
                        .dim = dim,
                        .codes = codes_of(type, k),
                        .scales = has_scales(type) ? (const float *)(const void *)k : NULL,
-                       .next = codes_of(type, next),
+                       .next = next == NULL ? NULL : codes_of(type, next),
                        .scale = args->scale * 1.44269504f,
                        .scores = scores + page * BXN_PAGE};
         const span keys = span_in_page(all, page * BXN_PAGE);
@@ -444,7 +465,7 @@ BXN_INLINE void attend_part(int type, const bxn_attention_args *args, uint64_t p
             const uint32_t n = count - i < SCORE_QUERIES ? count - i : SCORE_QUERIES;
             const span s = span_in_page(span_of_all(spans + i, n), page * BXN_PAGE);
             fetch(next, bytes_of(type, BXN_PAGE * dim), i, count);
-            j.q = args->q + i * args->ldq;
+            j.q = q + i * ldq;
             j.scores = scores + i * ROW + page * BXN_PAGE;
             if (s.end != 0)
                 score_tile(&j, s.begin / 16, (s.end + 15) / 16, n);
@@ -465,13 +486,9 @@ BXN_INLINE void attend_part(int type, const bxn_attention_args *args, uint64_t p
         }
     }
 
-    const uint64_t after = (first_page + last_page + 1) * BXN_PAGE;
-    const bool more = args->part == BXN_ALL_PARTS && after < args->position + count;
-    for (uint32_t page = all.begin / BXN_PAGE; page <= last_page; page++) {
+    for (uint32_t page = begin_page; page <= last_page; page++) {
         const uint8_t *v = page_of(args, first_page + page) + args->v_offset;
-        const uint8_t *next = page < last_page ? page_of(args, first_page + page + 1) + args->v_offset
-                              : more           ? page_of(args, after / BXN_PAGE) + args->k_offset
-                                               : NULL;
+        const uint8_t *next = region_ahead(type, args, first_page + begin_page, pages, pages + page - begin_page);
         mix_job j = {.codes = codes_of(type, v),
                      .stride = stride,
                      .next = next == NULL ? NULL : codes_of(type, next),
@@ -483,7 +500,7 @@ BXN_INLINE void attend_part(int type, const bxn_attention_args *args, uint64_t p
             j.sums = partials;
             if (has_scales(type))
                 fetch(next, BXN_PAGE * sizeof(float), 0, 1);
-            mix_row(type, &j, 1);
+            mix_row(type, &j, 1, false);
             continue;
         }
         if (type != BXN_KV_F32) {
@@ -504,6 +521,16 @@ BXN_INLINE void attend_part(int type, const bxn_attention_args *args, uint64_t p
                 mix_tile(&j, n);
         }
     }
+}
+
+/* Many queries side by side after the tile: rows of activations lie a power of two apart, or nearly,
+ * and drive each other out of the cache. */
+static void pack_queries(const bxn_attention_args *args)
+{
+    const size_t dim = args->head_dim, stride = (dim + 15) & ~(size_t)15;
+    float *q = args->scratch + (size_t)BXN_QUERIES * ROW + BXN_PAGE * stride;
+    for (uint32_t i = 0; args->count > 1 && i < args->count; i++)
+        memcpy(q + i * stride, args->q + i * args->ldq, dim * sizeof *q);
 }
 
 static float exp2_of(float t)
@@ -549,6 +576,7 @@ typedef void (*part_fn)(const bxn_attention_args *args, uint64_t part, float *pa
 
 static void attend(part_fn attend_one, const bxn_attention_args *args)
 {
+    pack_queries(args);
     if (args->part != BXN_ALL_PARTS) {
         attend_one(args, args->part, args->partial);
         return;
@@ -556,7 +584,7 @@ static void attend(part_fn attend_one, const bxn_attention_args *args)
     const size_t dim = args->head_dim, stride = (dim + 15) & ~(size_t)15, apart = stride + 16;
     const uint64_t end = args->position + 1, last = (args->position + args->count - 1) / BXN_PART;
     const uint64_t first = (end > args->window ? end - args->window : 0) / BXN_PART;
-    float *total = args->scratch + (size_t)BXN_QUERIES * ROW + stride * BXN_PAGE;
+    float *total = args->scratch + (size_t)BXN_QUERIES * ROW + stride * (BXN_PAGE + BXN_QUERIES);
     float *part = total + BXN_QUERIES * apart;
     attend_one(args, first, total);
     for (uint64_t p = first + 1; p <= last; p++) {

@@ -233,7 +233,8 @@ static inline size_t bxn_partial_floats(uint32_t head_dim)
 /* Floats of scratch that a call of attention needs. */
 static inline size_t bxn_attention_scratch(uint32_t head_dim)
 {
-    return (size_t)BXN_QUERIES * (BXN_PART + 16) + ((size_t)head_dim + 15) / 16 * 16 * BXN_PAGE +
+    return (size_t)BXN_QUERIES * (BXN_PART + 16) +
+           ((size_t)head_dim + 15) / 16 * 16 * (BXN_PAGE + BXN_QUERIES) +
            2 * (size_t)BXN_QUERIES * bxn_partial_floats(head_dim);
 }
 

@@ -266,7 +266,8 @@ static void run_attention(void *context, unsigned thread)
     job *j = context;
     static const size_t twice[] = {0, 4, 8, 2, 1}; /* bytes of two values */
     const size_t region = BXN_PAGE * HEAD_DIM * twice[j->kind] / 2 + (j->kind > BXN_KV_F32 ? 256 : 0);
-    const size_t page_bytes = 2 * region * HEADS;
+    /* pages are allocations of their own: not a power of two apart */
+    const size_t page_bytes = 2 * region * HEADS + 4096 + 64;
     const void *pages[WINDOW / BXN_PAGE + 3];
     const size_t layer_bytes = page_bytes * (WINDOW / BXN_PAGE);
     const bxn_kernels *k = j->s->k;

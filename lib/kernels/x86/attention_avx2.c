@@ -28,7 +28,7 @@ BXN_INLINE vec v_round(vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_
 BXN_INLINE vec v_exp2(vec t) { return exp2_nonpositive(t); }
 BXN_INLINE float v_tree(const vec *v) { return tree_sum(v[0], v[1]); }
 BXN_INLINE void v_store_first(float *y, size_t n, vec v) { store_first(y, n, v); }
-BXN_INLINE void v_prefetch(const uint8_t *at) { _mm_prefetch((const char *)at, _MM_HINT_T0); }
+BXN_INLINE void v_prefetch(const uint8_t *at) { _mm_prefetch((const char *)at, _MM_HINT_T1); }
 
 BXN_INLINE vec v_greater(vec a, vec b)
 {

@@ -58,7 +58,7 @@ BXN_INLINE void v_store_first(float *y, size_t n, vec v)
     _mm512_mask_storeu_ps(y, tail_mask(n), v);
 }
 
-BXN_INLINE void v_prefetch(const uint8_t *at) { _mm_prefetch((const char *)at, _MM_HINT_T0); }
+BXN_INLINE void v_prefetch(const uint8_t *at) { _mm_prefetch((const char *)at, _MM_HINT_T1); }
 
 #include "kernels/attention_body.h"
 
