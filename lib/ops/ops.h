@@ -91,6 +91,10 @@ typedef struct bxn_kv_view {
     uint64_t first;
 } bxn_kv_view;
 
+/* How a token was read: with others of a prompt, or alone, as it was generated. A cache keeps it of
+ * every token, so that a replay computes as the first reading did where the two differ. */
+typedef enum bxn_phase { BXN_PHASE_PREFILL = 0, BXN_PHASE_DECODE = 1 } bxn_phase;
+
 /* The rows first ... first + count - 1 of a pass: consecutive tokens of one sequence, with its
  * state and pages. A prompt is a pass of one segment; several sequences that decode
  * together are one segment each. Segments of a pass have states and pages of their own. */
