@@ -102,7 +102,7 @@ bitaxon_status bxn_workspace_create(bxn_mem *mem, const bxn_config *config, uint
     out->bytes = bytes;
     place(config, max_tokens, out);
     memset(out->memory, 0, (size_t)((char *)out->inputs - (char *)out->memory));
-    if (out->rotation != out->inputs) /* there is attention */
+    if ((void *)out->rotation != (void *)out->inputs) /* there is attention */
         bxn_kv_rotation(out->rotation, config->hidden_dim / config->num_heads);
     return BITAXON_OK;
 }
