@@ -39,7 +39,7 @@ static double normal(void)
 static void test_rotation(void **unused)
 {
     (void)unused;
-    static const uint32_t dims[] = { 1, 2, 3, 8, 20, 33, 64, 80, 96, 127, 128, 256 };
+    static const uint32_t dims[] = {1, 2, 3, 8, 20, 33, 64, 80, 96, 127, 128, 256};
     for (size_t i = 0; i < sizeof dims / sizeof *dims; i++) {
         uint32_t d = dims[i];
         size_t stride = bxn_round_up(d, 16);
@@ -57,7 +57,8 @@ static void test_rotation(void **unused)
                     dot += (double)r[a * stride + k] * (double)r[b * stride + k];
                 assert_true(fabs(dot - (a == b)) < 1e-6);
                 assert_true(r[a * stride + b] == r[b * stride + a]);
-                assert_true(fabs((double)r[a * stride + b]) < 1.4143 / sqrt((double)d)); /* all inputs spread */
+                assert_true(fabs((double)r[a * stride + b]) <
+                            1.4143 / sqrt((double)d)); /* all inputs spread */
             }
         }
         free(r);
@@ -78,7 +79,8 @@ static void test_rotation(void **unused)
 static double codebook_error(const bxn_kernels *kernels, uint32_t d, int vectors)
 {
     static const float levels[8] = BXN_KV_LEVELS;
-    float *r = aligned_alloc(64, d * d * sizeof *r), *x = malloc(d * sizeof *x), *y = aligned_alloc(64, d * sizeof *y);
+    float *r = aligned_alloc(64, d * d * sizeof *r), *x = malloc(d * sizeof *x),
+          *y = aligned_alloc(64, d * sizeof *y);
     uint8_t *codes = malloc(d);
     assert_true(r != NULL && x != NULL && y != NULL && codes != NULL);
     bxn_kv_rotation(r, d);
@@ -96,7 +98,8 @@ static double codebook_error(const bxn_kernels *kernels, uint32_t d, int vectors
         kernels->kv_rotate(r, d, x, d, 1, y);
         kernels->quant_q4(y, d, codes, &scale);
         for (uint32_t i = 0; i < d; i++) {
-            double value = (codes[i] & 8 ? -1.0 : 1.0) * (double)levels[codes[i] & 7] * (double)scale;
+            double value =
+                (codes[i] & 8 ? -1.0 : 1.0) * (double)levels[codes[i] & 7] * (double)scale;
             sum += ((double)y[i] - value) * ((double)y[i] - value);
         }
     }
@@ -116,8 +119,10 @@ static void test_codebook(void **unused)
     bxn_kernels_init(&tiers[0], 0);
     bxn_kernels_init(&tiers[1], bxn_cpu_detect());
     for (int t = 0; t < 2; t++) {
-        double wide = codebook_error(&tiers[t], 512, 2000), narrow = codebook_error(&tiers[t], 80, 8000);
-        print_message("4 bits: mean square error of unit vectors %.5f of 512, %.5f of 80\n", wide, narrow);
+        double wide = codebook_error(&tiers[t], 512, 2000),
+               narrow = codebook_error(&tiers[t], 80, 8000);
+        print_message("4 bits: mean square error of unit vectors %.5f of 512, %.5f of 80\n", wide,
+                      narrow);
         assert_true(fabs(wide - 0.0095) < 0.02 * 0.0095);
         assert_true(narrow < 1.02 * 0.0095 && narrow > 0.95 * 0.0095);
     }
@@ -128,10 +133,10 @@ static void test_codebook(void **unused)
 enum { DIM = 80, KEYS = 700, QUERIES = 16 };
 
 typedef enum data_kind { GAUSSIAN, HEAVY, OUTLIERS, KINDS } data_kind;
-static const char *const kind_names[] = { "Gaussian", "heavy tails", "outlier channels" };
+static const char *const kind_names[] = {"Gaussian", "heavy tails", "outlier channels"};
 
-/* Rows as layers make them: heavy tails by a random scale for each row and a cubed share, outliers by
- * four channels that are 20 times the others with a common offset. */
+/* Rows as layers make them: heavy tails by a random scale for each row and a cubed share, outliers
+ * by four channels that are 20 times the others with a common offset. */
 static void fill(float *x, data_kind kind)
 {
     for (int p = 0; p < KEYS; p++) {
@@ -147,7 +152,8 @@ static void fill(float *x, data_kind kind)
     }
 }
 
-static void reference(const float *q, const float *k, const float *v, double scale, uint64_t position, double *out)
+static void reference(const float *q, const float *k, const float *v, double scale,
+                      uint64_t position, double *out)
 {
     double weight[KEYS], max = -INFINITY, total = 0;
     for (uint64_t p = 0; p <= position; p++) {
@@ -171,7 +177,8 @@ static void reference(const float *q, const float *k, const float *v, double sca
 /* Relative root mean square error of attention outputs. */
 static double stored_error(const bxn_kernels *kernels, bxn_kv_type type, data_kind kind)
 {
-    static float k[KEYS * DIM], v[KEYS * DIM], q[KEYS * DIM], out[QUERIES * DIM], turned[QUERIES * DIM];
+    static float k[KEYS * DIM], v[KEYS * DIM], q[KEYS * DIM], out[QUERIES * DIM],
+        turned[QUERIES * DIM];
     static float r[DIM * DIM], rows[2 * DIM] __attribute__((aligned(64)));
     bxn_kv_layout layout;
     bxn_kv_layout_init(&layout, 1, 1, DIM, type);
@@ -196,21 +203,33 @@ static double stored_error(const bxn_kernels *kernels, bxn_kv_type type, data_ki
             value = rows + DIM;
         }
         char *page = pages[p / BXN_PAGE];
-        bxn_kv_store(kernels, &layout, key, value, page, page + layout.k_bytes, (uint32_t)p % BXN_PAGE, scratch);
+        bxn_kv_store(kernels, &layout, key, value, page, page + layout.k_bytes,
+                     (uint32_t)p % BXN_PAGE, scratch);
     }
     const float *queries = q;
     if (type == BXN_KV_Q4) {
         kernels->kv_rotate(r, DIM, q, DIM, QUERIES, turned);
         queries = turned;
     }
-    float *scratch = aligned_alloc(64, bxn_round_up(bxn_attention_scratch(DIM) * sizeof *scratch, 64));
+    float *scratch =
+        aligned_alloc(64, bxn_round_up(bxn_attention_scratch(DIM) * sizeof *scratch, 64));
     assert_non_null(scratch);
-    bxn_attention_args args = { .q = queries, .ldq = DIM, .scale = 1 / sqrtf(DIM), .count = QUERIES, .head_dim = DIM,
-                                .position = KEYS - QUERIES, .window = KEYS, .pages = (const void *const *)pages,
-                                .v_offset = layout.k_bytes, .scratch = scratch, .part = BXN_ALL_PARTS, .out = out,
-                                .ldout = DIM };
-    void (*const entry[])(const bxn_attention_args *) = { NULL, kernels->attention_f16, kernels->attention_f32,
-                                                          kernels->attention_i8, kernels->attention_q4 };
+    bxn_attention_args args = {.q = queries,
+                               .ldq = DIM,
+                               .scale = 1 / sqrtf(DIM),
+                               .count = QUERIES,
+                               .head_dim = DIM,
+                               .position = KEYS - QUERIES,
+                               .window = KEYS,
+                               .pages = (const void *const *)pages,
+                               .v_offset = layout.k_bytes,
+                               .scratch = scratch,
+                               .part = BXN_ALL_PARTS,
+                               .out = out,
+                               .ldout = DIM};
+    void (*const entry[])(const bxn_attention_args *) = {
+        NULL, kernels->attention_f16, kernels->attention_f32, kernels->attention_i8,
+        kernels->attention_q4};
     entry[type](&args);
     if (type == BXN_KV_Q4) {
         kernels->kv_rotate(r, DIM, out, DIM, QUERIES, turned);
@@ -234,15 +253,17 @@ static void test_stored_attention(void **unused)
 {
     (void)unused;
     /* far above the errors of a sound store, far below those of a wrong one */
-    static const double most[KINDS][5] = { { 0, 1e-3, 1e-6, 0.02, 0.2 }, { 0, 2e-3, 2e-6, 0.05, 0.5 }, { 0, 5e-3, 1e-5, 0.2, 0.9 } };
+    static const double most[KINDS][5] = {
+        {0, 1e-3, 1e-6, 0.02, 0.2}, {0, 2e-3, 2e-6, 0.05, 0.5}, {0, 5e-3, 1e-5, 0.2, 0.9}};
     bxn_kernels tiers[2];
     bxn_kernels_init(&tiers[0], 0);
     bxn_kernels_init(&tiers[1], bxn_cpu_detect());
     for (int kind = 0; kind < KINDS; kind++)
         for (bxn_kv_type type = BXN_KV_F16; type <= BXN_KV_Q4; type++) {
-            double plain = stored_error(&tiers[0], type, (data_kind)kind), best = stored_error(&tiers[1], type, (data_kind)kind);
-            print_message("%-17s type %d: relative rms error of attention %.2e (plain C %.2e)\n", kind_names[kind], type,
-                          best, plain);
+            double plain = stored_error(&tiers[0], type, (data_kind)kind),
+                   best = stored_error(&tiers[1], type, (data_kind)kind);
+            print_message("%-17s type %d: relative rms error of attention %.2e (plain C %.2e)\n",
+                          kind_names[kind], type, best, plain);
             assert_true(plain < most[kind][type]);
             assert_true(best < most[kind][type]);
         }
@@ -270,9 +291,11 @@ static void test_clear(void **unused)
                         row[0][d] = (float)((slot * 31 + d * 17) % 23) - 11;
                         row[1][d] = (float)((slot * 13 + d * 29) % 19) - 9;
                     }
-                    bxn_kv_store(&kernels, &layout, row[0], row[1], page, page + layout.k_bytes, slot, scratch);
+                    bxn_kv_store(&kernels, &layout, row[0], row[1], page, page + layout.k_bytes,
+                                 slot, scratch);
                     if (slot < used)
-                        bxn_kv_store(&kernels, &layout, row[0], row[1], want, want + layout.k_bytes, slot, scratch);
+                        bxn_kv_store(&kernels, &layout, row[0], row[1], want, want + layout.k_bytes,
+                                     slot, scratch);
                 }
                 bxn_kv_clear(&layout, page, used);
                 assert_memory_equal(page, want, layout.page_bytes);
@@ -282,7 +305,7 @@ static void test_clear(void **unused)
         }
 }
 
-/* ---- sessions ------------------------------------------------------------------------------------ */
+/* ---- sessions ---- */
 
 static bitaxon_error error = BITAXON_ERROR_INIT;
 
@@ -293,11 +316,12 @@ static void ok(bitaxon_status status, const char *call)
 }
 #define OK(call) ok((call), #call)
 
-static bitaxon_session *open_session(const char *path, uint32_t threads, int32_t kv, bitaxon_model **model)
+static bitaxon_session *open_session(const char *path, uint32_t threads, int32_t kv,
+                                     bitaxon_model **model)
 {
-    bitaxon_model_params params = { .struct_size = sizeof params, .path = path, .threads = threads };
-    bitaxon_cache_params cache = { .struct_size = sizeof cache, .kv_type = kv };
-    bitaxon_session_params sp = { .struct_size = sizeof sp, .cache_params = &cache };
+    bitaxon_model_params params = {.struct_size = sizeof params, .path = path, .threads = threads};
+    bitaxon_cache_params cache = {.struct_size = sizeof cache, .kv_type = kv};
+    bitaxon_session_params sp = {.struct_size = sizeof sp, .cache_params = &cache};
     bitaxon_session *session;
     OK(bitaxon_model_open(&params, model, &error));
     OK(bitaxon_session_create(*model, &sp, &session, &error));
@@ -310,7 +334,7 @@ static void test_parts(void **unused)
     (void)unused;
     enum { VOCAB = 96, LENGTH = 1450, LAST = 40 };
     char *root = make_folder();
-    static const char *const thetas[] = { "", ", \"rope_theta\": 10000.0" };
+    static const char *const thetas[] = {"", ", \"rope_theta\": 10000.0"};
     static int32_t text[LENGTH];
     static float whole[LENGTH * VOCAB], single[LAST * VOCAB];
     for (int i = 0; i < LENGTH; i++)
@@ -319,17 +343,21 @@ static void test_parts(void **unused)
         char config[256];
         snprintf(config, sizeof config,
                  "\"num_layers\": 3, \"vocab_size\": 96, \"hidden_dim\": 40, \"num_heads\": 2, "
-                 "\"swa_window_size\": 1300, \"max_seq_len\": 1500%s", thetas[theta]);
+                 "\"swa_window_size\": 1300, \"max_seq_len\": 1500%s",
+                 thetas[theta]);
         const char *path = in_folder(root, theta ? "rope" : "plain");
         new_model(path, small_config(config), NULL, NULL);
         for (int32_t kv = BITAXON_KV_F16; kv <= BITAXON_KV_Q4; kv++) {
             bitaxon_model *one, *many;
-            bitaxon_session *a = open_session(in_folder(root, theta ? "rope" : "plain"), 1, kv, &one);
-            bitaxon_session *b = open_session(in_folder(root, theta ? "rope" : "plain"), 8, kv, &many);
+            bitaxon_session *a =
+                open_session(in_folder(root, theta ? "rope" : "plain"), 1, kv, &one);
+            bitaxon_session *b =
+                open_session(in_folder(root, theta ? "rope" : "plain"), 8, kv, &many);
             OK(bitaxon_session_evaluate(a, text, LENGTH, whole, &error));
             OK(bitaxon_session_prefill(b, text, LENGTH - LAST, &error));
             for (int i = 0; i < LAST; i++)
-                OK(bitaxon_session_evaluate(b, text + LENGTH - LAST + i, 1, single + i * VOCAB, &error));
+                OK(bitaxon_session_evaluate(b, text + LENGTH - LAST + i, 1, single + i * VOCAB,
+                                            &error));
             assert_memory_equal(single, whole + (LENGTH - LAST) * VOCAB, sizeof single);
             bitaxon_session_free(a);
             bitaxon_session_free(b);
@@ -344,7 +372,8 @@ static void expect_phases(const bxn_cache *cache, const char *want)
 {
     assert_int_equal(cache->length, strlen(want));
     for (size_t i = 0; i < strlen(want); i++)
-        assert_int_equal(bxn_cache_phase(cache, i), want[i] == 'd' ? BXN_PHASE_DECODE : BXN_PHASE_PREFILL);
+        assert_int_equal(bxn_cache_phase(cache, i),
+                         want[i] == 'd' ? BXN_PHASE_DECODE : BXN_PHASE_PREFILL);
 }
 
 static void test_phases(void **unused)
@@ -353,9 +382,10 @@ static void test_phases(void **unused)
     char *root = make_folder();
     const char *path = in_folder(root, "cache");
     bitaxon_model *model;
-    bitaxon_session *session = open_session("tests/golden/tiny-fp32", 1, BITAXON_KV_I8, &model), *other;
+    bitaxon_session *session = open_session("tests/golden/tiny-fp32", 1, BITAXON_KV_I8, &model),
+                    *other;
     bitaxon_cache *cache = bitaxon_session_cache(session), *clone;
-    int32_t text[70] = { 1, 2, 3 }, token;
+    int32_t text[70] = {1, 2, 3}, token;
     OK(bitaxon_session_prefill(session, text, 3, &error));
     for (int i = 0; i < 4; i++)
         OK(bitaxon_session_decode(session, &token, &error));
@@ -389,8 +419,12 @@ static void test_phases(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rotation), cmocka_unit_test(test_codebook), cmocka_unit_test(test_stored_attention),
-        cmocka_unit_test(test_clear),    cmocka_unit_test(test_parts),    cmocka_unit_test(test_phases),
+        cmocka_unit_test(test_rotation),
+        cmocka_unit_test(test_codebook),
+        cmocka_unit_test(test_stored_attention),
+        cmocka_unit_test(test_clear),
+        cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_phases),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

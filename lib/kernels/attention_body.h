@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* attention_body.h - windowed attention of one head over cached pages, and the codes of cached
- * rows, written once over vectors of LANES floats. A tier's attention file defines the names
+/* attention_body.h - windowed attention of one head over cached pages (and, in kv_body.h, the codes of
+ * cached rows), written once over vectors of LANES floats. A tier's attention file defines the names
  * below and includes this, so that every tier has the same order of operations (kernels.h) and
  * compiles it for its own instruction set.
  *
@@ -27,8 +27,8 @@
 #include <stdbool.h>
 #include <string.h>
 
-#define PIECES (16 / LANES)      /* vectors of 16 lanes */
-#define ROW (BXN_PART + 16)      /* floats from one query's scores to the next: no power of two */
+#define PIECES (16 / LANES) /* vectors of 16 lanes */
+#define ROW (BXN_PART + 16) /* floats from one query's scores to the next: no power of two */
 #define SCORE_QUERIES 4
 
 /* Keys that a query sees of a part or a page, from its first key. */
@@ -86,11 +86,15 @@ BXN_INLINE const uint8_t *codes_of(int type, const uint8_t *region)
 /* Bytes of `values` values. */
 BXN_INLINE size_t bytes_of(int type, size_t values)
 {
-    return type == BXN_KV_F32 ? values * 4 : type == BXN_KV_F16 ? values * 2 : type == BXN_KV_I8 ? values : values / 2;
+    return type == BXN_KV_F32   ? values * 4
+           : type == BXN_KV_F16 ? values * 2
+           : type == BXN_KV_I8  ? values
+                                : values / 2;
 }
 
 /* LANES keys from `lane` on of feature d, in a block of 16. */
-BXN_INLINE vec load_keys(int type, const uint8_t *codes, size_t dim, size_t block, size_t d, unsigned lane)
+BXN_INLINE vec load_keys(int type, const uint8_t *codes, size_t dim, size_t block, size_t d,
+                         unsigned lane)
 {
     const size_t at = (block * dim + d) * 16 + lane;
     if (type == BXN_KV_F32)
@@ -99,7 +103,8 @@ BXN_INLINE vec load_keys(int type, const uint8_t *codes, size_t dim, size_t bloc
         return v_load_f16(codes + 2 * at);
     if (type == BXN_KV_I8)
         return v_load_i8(codes + at);
-    return v_load_q4(codes + 4 * ((block * ((dim + 7) / 8) + d / 8) * 16 + lane), (unsigned)(d % 8) * 4);
+    return v_load_q4(codes + 4 * ((block * ((dim + 7) / 8) + d / 8) * 16 + lane),
+                     (unsigned)(d % 8) * 4);
 }
 
 /* LANES features from f on of the key in a slot. */
@@ -169,7 +174,8 @@ BXN_INLINE void score(int type, const score_job *j, size_t block, unsigned count
     }
 }
 
-BXN_INLINE void score_blocks(int type, const score_job *j, size_t block, size_t end, unsigned count, unsigned most)
+BXN_INLINE void score_blocks(int type, const score_job *j, size_t block, size_t end, unsigned count,
+                             unsigned most)
 {
     while (block < end) {
         if (most >= 4 && end - block >= 4) {
@@ -256,8 +262,8 @@ typedef struct mix_job {
 } mix_job;
 
 /* One key into the sums of the queries; those that do not see it are left alone. */
-BXN_INLINE void mix_key(int type, const mix_job *j, uint32_t key, size_t v, unsigned count, unsigned n, bool all,
-                        vec (*sums)[5])
+BXN_INLINE void mix_key(int type, const mix_job *j, uint32_t key, size_t v, unsigned count,
+                        unsigned n, bool all, vec (*sums)[5])
 {
     vec value[5];
     BXN_UNROLL
@@ -367,10 +373,11 @@ static void mix_tile(const mix_job *job, uint32_t count)
         mix_row(BXN_KV_F32, &j, 1, false);
 }
 
-/* ---- parts -------------------------------------------------------------------------------------- */
+/* ---- parts ------------------------------------------------------------------------------- */
 
 /* Blocks [block, end) of a page's keys as f32, at the same places. */
-BXN_INLINE void convert_keys(int type, const uint8_t *codes, size_t dim, size_t block, size_t end, float *tile)
+BXN_INLINE void convert_keys(int type, const uint8_t *codes, size_t dim, size_t block, size_t end,
+                             float *tile)
 {
     for (; block < end; block++) {
         for (size_t d = 0; d < dim; d++) {
@@ -382,7 +389,8 @@ BXN_INLINE void convert_keys(int type, const uint8_t *codes, size_t dim, size_t 
     }
 }
 
-BXN_INLINE void convert_values(int type, const uint8_t *codes, size_t stride, span keys, float *tile)
+BXN_INLINE void convert_values(int type, const uint8_t *codes, size_t stride, span keys,
+                               float *tile)
 {
     for (size_t key = keys.begin; key < keys.end; key++) {
         for (size_t f = 0; f < stride; f += LANES)
@@ -407,18 +415,21 @@ BXN_INLINE const uint8_t *page_of(const bxn_attention_args *args, uint64_t page)
 
 /* What is read some regions after region i of a part: the keys of its pages, their values, the keys
  * of the next part. Regions of few bytes are fetched from further ahead. */
-static const uint8_t *region_ahead(int type, const bxn_attention_args *args, uint64_t first, uint32_t pages, uint32_t i)
+static const uint8_t *region_ahead(int type, const bxn_attention_args *args, uint64_t first,
+                                   uint32_t pages, uint32_t i)
 {
     i += type == BXN_KV_Q4 ? 4 : type == BXN_KV_I8 ? 2 : 1;
     if (i < 2 * pages)
         return page_of(args, first + i % pages) + (i < pages ? args->k_offset : args->v_offset);
     const uint64_t page = first + i - pages;
-    const bool more = args->part == BXN_ALL_PARTS && page <= (args->position + args->count - 1) / BXN_PAGE;
+    const bool more =
+        args->part == BXN_ALL_PARTS && page <= (args->position + args->count - 1) / BXN_PAGE;
     return more ? page_of(args, page) + args->k_offset : NULL;
 }
 
 /* All queries over the keys of one part, into `partials`. */
-BXN_INLINE void attend_part(int type, const bxn_attention_args *args, uint64_t part, float *partials)
+BXN_INLINE void attend_part(int type, const bxn_attention_args *args, uint64_t part,
+                            float *partials)
 {
     const uint32_t count = args->count;
     const size_t dim = args->head_dim, stride = (dim + 15) & ~(size_t)15, apart = stride + 16;
@@ -440,7 +451,8 @@ BXN_INLINE void attend_part(int type, const bxn_attention_args *args, uint64_t p
 
     for (uint32_t page = begin_page; page <= last_page; page++) {
         const uint8_t *k = page_of(args, first_page + page) + args->k_offset;
-        const uint8_t *next = region_ahead(type, args, first_page + begin_page, pages, page - begin_page);
+        const uint8_t *next =
+            region_ahead(type, args, first_page + begin_page, pages, page - begin_page);
         score_job j = {.q = q,
                        .ldq = ldq,
                        .dim = dim,
@@ -477,18 +489,21 @@ BXN_INLINE void attend_part(int type, const bxn_attention_args *args, uint64_t p
             continue;
         float *row = scores + i * ROW, *sums = partials + i * apart;
         softmax(row, spans[i], &sums[stride], &sums[stride + 1]);
-        for (uint32_t key = spans[i].begin & ~15u; has_scales(type) && key < spans[i].end; key += 16) {
+        for (uint32_t key = spans[i].begin & ~15u; has_scales(type) && key < spans[i].end;
+             key += 16) {
             const uint8_t *v = page_of(args, first_page + key / BXN_PAGE) + args->v_offset;
             const float *scales = (const float *)(const void *)v + key % BXN_PAGE;
             BXN_UNROLL
             for (unsigned h = 0; h < PIECES; h++)
-                v_store(row + key + h * LANES, v_mul(v_load(row + key + h * LANES), v_load(scales + h * LANES)));
+                v_store(row + key + h * LANES,
+                        v_mul(v_load(row + key + h * LANES), v_load(scales + h * LANES)));
         }
     }
 
     for (uint32_t page = begin_page; page <= last_page; page++) {
         const uint8_t *v = page_of(args, first_page + page) + args->v_offset;
-        const uint8_t *next = region_ahead(type, args, first_page + begin_page, pages, pages + page - begin_page);
+        const uint8_t *next =
+            region_ahead(type, args, first_page + begin_page, pages, pages + page - begin_page);
         mix_job j = {.codes = codes_of(type, v),
                      .stride = stride,
                      .next = next == NULL ? NULL : codes_of(type, next),
@@ -523,8 +538,8 @@ BXN_INLINE void attend_part(int type, const bxn_attention_args *args, uint64_t p
     }
 }
 
-/* Many queries side by side after the tile: rows of activations lie a power of two apart, or nearly,
- * and drive each other out of the cache. */
+/* Many queries side by side after the tile: rows of activations lie a power of two apart, or
+ * nearly, and drive each other out of the cache. */
 static void pack_queries(const bxn_attention_args *args)
 {
     const size_t dim = args->head_dim, stride = (dim + 15) & ~(size_t)15;
@@ -600,7 +615,8 @@ static void merge_parts(const float *partials, uint32_t parts, uint32_t dim, flo
 {
     const size_t stride = ((size_t)dim + 15) & ~(size_t)15, apart = stride + 16;
     vec zero = v_zero();
-    for (size_t f = 0; f < dim; f += 128) { /* some features at a time: the total has a place here */
+    for (size_t f = 0; f < dim;
+         f += 128) { /* some features at a time: the total has a place here */
         float total[128 + 2];
         const size_t n = stride - f < 128 ? stride - f : 128, left = dim - f < 128 ? dim - f : 128;
         for (size_t i = 0; i < n; i += LANES)
@@ -624,137 +640,7 @@ static void merge_parts(const float *partials, uint32_t parts, uint32_t dim, flo
     }
 }
 
-/* ---- codes ------------------------------------------------------------------------------------------ */
-
-/* LANES values of a row from i on, zeros after its end. */
-BXN_INLINE vec load_row(const float *x, uint32_t n, uint32_t i)
-{
-    if (n - i >= LANES)
-        return v_load(x + i);
-    float part[LANES] = {0};
-    memcpy(part, x + i, (n - i) * sizeof *x);
-    return v_load(part);
-}
-
-static void row_i8(const float *x, uint32_t n, int8_t *codes, float *scale)
-{
-    vec top = v_zero(), bad = v_zero();
-    const vec zero = v_zero();
-    for (uint32_t i = 0; i < n; i += LANES) {
-        const vec v = load_row(x, n, i);
-        top = v_max(v_abs(v), top);
-        bad = v_fma(v, zero, bad); /* NaN once a value is not finite */
-    }
-    float lanes[LANES], bads[LANES];
-    v_store(lanes, top);
-    v_store(bads, bad);
-    float max = 0.0f, sum = 0.0f;
-    for (unsigned l = 0; l < LANES; l++) {
-        max = lanes[l] > max ? lanes[l] : max;
-        sum += bads[l];
-    }
-    if (sum != 0.0f || !(max >= 1e-30f)) {
-        memset(codes, 0, n);
-        *scale = sum != sum ? NAN : 0.0f;
-        return;
-    }
-    const vec inverse = v_set1(127.0f / max);
-    *scale = max / 127.0f;
-    for (uint32_t i = 0; i < n; i += LANES) {
-        v_store(lanes, v_round(v_mul(load_row(x, n, i), inverse)));
-        for (uint32_t l = 0; l < LANES && i + l < n; l++)
-            codes[i + l] = (int8_t)lanes[l];
-    }
-}
-
-static void row_q4(const float *x, uint32_t n, uint8_t *codes, float *scale)
-{
-    static const float borders[7] = BXN_KV_BORDERS;
-    vec squares[PIECES];
-    for (unsigned h = 0; h < PIECES; h++)
-        squares[h] = v_zero();
-    for (uint32_t i = 0; i < n; i += 16) {
-        for (unsigned h = 0; h < PIECES && i + h * LANES < n; h++) {
-            const vec v = load_row(x, n, i + h * LANES);
-            squares[h] = v_fma(v, v, squares[h]);
-        }
-    }
-    const float sum = v_tree(squares);
-    if (!(sum >= 1e-30f) || !(sum < INFINITY)) {
-        memset(codes, 0, n);
-        *scale = sum < 1e-30f ? 0.0f : NAN;
-        return;
-    }
-    const float norm = sqrtf(sum), root = sqrtf((float)n);
-    const vec inverse = v_set1(root / norm), eight = v_set1(8.0f);
-    *scale = norm / root;
-    for (uint32_t i = 0; i < n; i += LANES) {
-        const vec u = v_mul(load_row(x, n, i), inverse), size = v_abs(u);
-        vec code = v_mul(v_greater(v_zero(), u), eight);
-        for (unsigned b = 0; b < 7; b++)
-            code = v_add(code, v_greater(size, v_set1(borders[b])));
-        float lanes[LANES];
-        v_store(lanes, code);
-        for (uint32_t l = 0; l < LANES && i + l < n; l++)
-            codes[i + l] = (uint8_t)(int)lanes[l];
-    }
-}
-
-/* n vectors from column c on, of `count` rows. */
-BXN_INLINE void rotate(const float *r, size_t n, size_t stride, const float *x, size_t ldx, float *y, size_t c,
-                       unsigned count, unsigned vectors)
-{
-    vec sum[MIX_QUERIES][5];
-    BXN_UNROLL
-    for (unsigned i = 0; i < count; i++) {
-        BXN_UNROLL
-        for (unsigned b = 0; b < vectors; b++)
-            sum[i][b] = v_zero();
-    }
-    for (size_t k = 0; k < n; k++) {
-        vec row[5];
-        BXN_UNROLL
-        for (unsigned b = 0; b < vectors; b++)
-            row[b] = v_load(r + k * stride + c + b * LANES);
-        BXN_UNROLL
-        for (unsigned i = 0; i < count; i++) {
-            const vec v = v_set1(x[i * ldx + k]);
-            BXN_UNROLL
-            for (unsigned b = 0; b < vectors; b++)
-                sum[i][b] = v_fma(v, row[b], sum[i][b]);
-        }
-    }
-    BXN_UNROLL
-    for (unsigned i = 0; i < count; i++) {
-        BXN_UNROLL
-        for (unsigned b = 0; b < vectors; b++)
-            v_store(y + i * stride + c + b * LANES, sum[i][b]);
-    }
-}
-
-static void rotate_rows(const float *r, uint32_t n, const float *x, size_t ldx, uint32_t count, float *y)
-{
-    const size_t stride = ((size_t)n + 15) & ~(size_t)15;
-    while (count > 0) {
-        const unsigned rows = count >= MIX_QUERIES ? MIX_QUERIES : 1;
-        for (size_t c = 0; c < stride;) {
-            const size_t left = (stride - c) / LANES;
-            const bool five = left % 5 == 0;
-            if (rows == 1 && five)
-                rotate(r, n, stride, x, ldx, y, c, 1, 5);
-            else if (rows == 1)
-                rotate(r, n, stride, x, ldx, y, c, 1, 1);
-            else if (five)
-                rotate(r, n, stride, x, ldx, y, c, MIX_QUERIES, 5);
-            else
-                rotate(r, n, stride, x, ldx, y, c, MIX_QUERIES, 1);
-            c += five ? 5 * LANES : LANES;
-        }
-        x += rows * ldx;
-        y += rows * stride;
-        count -= rows;
-    }
-}
+#include "kernels/kv_body.h"
 
 #define BXN_ATTENTION_ENTRY(name, type, tier)                                                      \
     static void part_##name(const bxn_attention_args *args, uint64_t part, float *partials)        \

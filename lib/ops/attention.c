@@ -23,9 +23,15 @@ typedef struct attention_context {
     atomic_uint next;
 } attention_context;
 
-static uint32_t most_tasks(uint32_t heads) { return heads < TASKS ? heads : TASKS; }
+static uint32_t most_tasks(uint32_t heads)
+{
+    return heads < TASKS ? heads : TASKS;
+}
 
-static size_t rows_floats(uint32_t head_dim) { return BXN_QUERIES * bxn_round_up(head_dim, 16); }
+static size_t rows_floats(uint32_t head_dim)
+{
+    return BXN_QUERIES * bxn_round_up(head_dim, 16);
+}
 
 size_t bxn_attention_floats(uint32_t heads, uint32_t head_dim, uint64_t window, size_t *of_task)
 {
@@ -54,8 +60,8 @@ static void store_segment(const head_job *j)
     uint32_t d = layout->head_dim, stride = layout->v_stride;
     float theta = j->c->p->rope_theta;
     for (uint32_t i = 0; theta > 0 && i < j->segment->count; i++)
-        bxn_rope_row(ws->k + (size_t)(j->segment->first + i) * ws->ld_d + j->column, d, j->segment->position + i,
-                     theta);
+        bxn_rope_row(ws->k + (size_t)(j->segment->first + i) * ws->ld_d + j->column, d,
+                     j->segment->position + i, theta);
     for (uint32_t i = 0; i < j->segment->count; i++) {
         uint64_t at = j->segment->position + i;
         char *page = kv->pages[at / BXN_PAGE - kv->first];
@@ -112,8 +118,8 @@ static void turn_back(const head_job *j, uint32_t first, uint32_t count)
     size_t stride = bxn_round_up(d, 16);
     exec->kernels->kv_rotate(ws->rotation, d, j->more, stride, count, j->rows);
     for (uint32_t i = 0; i < count; i++)
-        memcpy(ws->o + (size_t)(j->segment->first + first + i) * ws->ld_d + j->column, j->rows + i * stride,
-               d * sizeof(float));
+        memcpy(ws->o + (size_t)(j->segment->first + first + i) * ws->ld_d + j->column,
+               j->rows + i * stride, d * sizeof(float));
 }
 
 static void attend(const bxn_exec *exec, bxn_kv_type type, const bxn_attention_args *args)
@@ -143,7 +149,8 @@ static void run_piece(attention_context *c, uint32_t piece, float *scratch)
     uint32_t unit = c->parts != 0 ? piece / c->parts : piece;
     const bxn_segment *segment = &c->segments[unit / heads];
     const bxn_kv_layout *layout = segment->kv->layout;
-    head_job j = { .c = c, .segment = segment, .head = unit % heads, .rotated = layout->type == BXN_KV_Q4 };
+    head_job j = {
+        .c = c, .segment = segment, .head = unit % heads, .rotated = layout->type == BXN_KV_Q4};
     j.column = (size_t)j.head * d;
     j.k_offset = ((size_t)p->kv_index * heads + j.head) * (layout->k_bytes + layout->v_bytes);
     j.v_offset = j.k_offset + layout->k_bytes;
@@ -198,7 +205,8 @@ static void merge_heads(const attention_context *c)
     uint32_t d = c->p->head_dim;
     bool rotated = c->segments[0].kv->layout->type == BXN_KV_Q4;
     for (uint32_t head = 0; head < c->p->heads; head++) {
-        float *out = ws->o + (size_t)c->segments[0].first * ws->ld_d + (size_t)head * d, *rows = ws->scores;
+        float *out = ws->o + (size_t)c->segments[0].first * ws->ld_d + (size_t)head * d,
+              *rows = ws->scores;
         const float *partials = c->partials + (size_t)head * c->parts * bxn_partial_floats(d);
         exec->kernels->attention_merge(partials, c->parts, d, rotated ? rows : out);
         if (rotated) {
@@ -208,10 +216,10 @@ static void merge_heads(const attention_context *c)
     }
 }
 
-static bitaxon_status attend_segments(const bxn_exec *exec, const bxn_attention *p, const bxn_segment *segments,
-                                      uint32_t n)
+static bitaxon_status attend_segments(const bxn_exec *exec, const bxn_attention *p,
+                                      const bxn_segment *segments, uint32_t n)
 {
-    attention_context c = { .exec = exec, .p = p, .segments = segments, .pieces = n * p->heads };
+    attention_context c = {.exec = exec, .p = p, .segments = segments, .pieces = n * p->heads};
     uint32_t tasks = most_tasks(p->heads);
     if (n == 1 && segments[0].count == 1 && p->heads < 4 * bxn_pool_threads(exec->pool)) {
         uint64_t end = segments[0].position + 1;
@@ -221,8 +229,8 @@ static bitaxon_status attend_segments(const bxn_exec *exec, const bxn_attention 
         c.pieces = c.parts > 1 ? c.parts * p->heads : p->heads;
         c.partials = exec->ws->scores + tasks * exec->ws->score_stride;
     }
-    bitaxon_status status =
-        bxn_pool_run(exec->pool, c.pieces < tasks ? c.pieces : tasks, attention_task, &c, exec->cancel);
+    bitaxon_status status = bxn_pool_run(exec->pool, c.pieces < tasks ? c.pieces : tasks,
+                                         attention_task, &c, exec->cancel);
     if (status == BITAXON_OK && c.parts != 0)
         merge_heads(&c);
     return status;
@@ -238,9 +246,13 @@ bitaxon_status bxn_attention_forward(const bxn_exec *exec, const bxn_attention *
         status = bxn_linear_sums(exec, ws->n, ws->ld_d, p->q_proj.cols, tokens, ws->sums);
     if (status != BITAXON_OK)
         return status;
-    bxn_mm_args args = { .x = ws->n, .ldx = ws->ld_d, .count = tokens, .ldy = ws->ld_d,
-                         .xsum = ws->sums, .ldsum = ws->ld_sum };
-    bxn_linear_job jobs[3] = { { &p->q_proj, args }, { &p->k_proj, args }, { &p->v_proj, args } };
+    bxn_mm_args args = {.x = ws->n,
+                        .ldx = ws->ld_d,
+                        .count = tokens,
+                        .ldy = ws->ld_d,
+                        .xsum = ws->sums,
+                        .ldsum = ws->ld_sum};
+    bxn_linear_job jobs[3] = {{&p->q_proj, args}, {&p->k_proj, args}, {&p->v_proj, args}};
     jobs[0].args.y = ws->q;
     jobs[1].args.y = ws->k;
     jobs[2].args.y = ws->v;

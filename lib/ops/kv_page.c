@@ -7,9 +7,15 @@
 #include <math.h>
 #include <string.h>
 
-static bool has_scales(bxn_kv_type type) { return type == BXN_KV_I8 || type == BXN_KV_Q4; }
+static bool has_scales(bxn_kv_type type)
+{
+    return type == BXN_KV_I8 || type == BXN_KV_Q4;
+}
 
-static size_t scale_bytes(bxn_kv_type type) { return has_scales(type) ? BXN_PAGE * sizeof(float) : 0; }
+static size_t scale_bytes(bxn_kv_type type)
+{
+    return has_scales(type) ? BXN_PAGE * sizeof(float) : 0;
+}
 
 /* K is [4][rows][16] elements: features, or words of 8 features. */
 static uint32_t key_rows(const bxn_kv_layout *layout)
@@ -31,8 +37,9 @@ void bxn_kv_layout_init(bxn_kv_layout *layout, uint32_t layers, uint32_t heads, 
     layout->v_stride = (uint32_t)bxn_round_up(head_dim, 16);
     layout->type = type;
     layout->k_bytes = scale_bytes(type) + (size_t)BXN_PAGE * key_rows(layout) * element_bytes(type);
-    layout->v_bytes = scale_bytes(type) + (type == BXN_KV_Q4 ? (size_t)BXN_PAGE / 2 * layout->v_stride
-                                                             : BXN_PAGE * layout->v_stride * element_bytes(type));
+    layout->v_bytes =
+        scale_bytes(type) + (type == BXN_KV_Q4 ? (size_t)BXN_PAGE / 2 * layout->v_stride
+                                               : BXN_PAGE * layout->v_stride * element_bytes(type));
     layout->page_bytes = (layout->k_bytes + layout->v_bytes) * heads * layers;
 }
 
@@ -57,11 +64,13 @@ static void clear_values(const bxn_kv_layout *layout, char *v, uint32_t used)
 
 void bxn_kv_clear(const bxn_kv_layout *layout, void *page, uint32_t used)
 {
-    size_t e = element_bytes(layout->type), rows = key_rows(layout), scales = scale_bytes(layout->type);
+    size_t e = element_bytes(layout->type), rows = key_rows(layout),
+           scales = scale_bytes(layout->type);
     if (used >= BXN_PAGE)
         return;
     for (size_t head = 0; head < (size_t)layout->layers * layout->heads; head++) {
-        char *k = (char *)page + head * (layout->k_bytes + layout->v_bytes), *v = k + layout->k_bytes;
+        char *k = (char *)page + head * (layout->k_bytes + layout->v_bytes),
+             *v = k + layout->k_bytes;
         if (scales != 0) {
             memset(k + used * sizeof(float), 0, scales - used * sizeof(float));
             memset(v + used * sizeof(float), 0, scales - used * sizeof(float));
@@ -77,11 +86,12 @@ void bxn_kv_clear(const bxn_kv_layout *layout, void *page, uint32_t used)
 
 /* ---- storing ------------------------------------------------------------------------------ */
 
-static void store_f32(const bxn_kv_layout *layout, const float *key, const float *value, char *k, char *v,
-                      uint32_t slot)
+static void store_f32(const bxn_kv_layout *layout, const float *key, const float *value, char *k,
+                      char *v, uint32_t slot)
 {
     size_t d = layout->head_dim, stride = layout->v_stride;
-    float *keys = (float *)(void *)k + slot / 16 * d * 16 + slot % 16, *values = (float *)(void *)v + slot * stride;
+    float *keys = (float *)(void *)k + slot / 16 * d * 16 + slot % 16,
+          *values = (float *)(void *)v + slot * stride;
     for (size_t i = 0; i < d; i++)
         keys[i * 16] = key[i];
     memcpy(values, value, d * sizeof *values);
@@ -105,7 +115,8 @@ static void store_i8(const bxn_kernels *kernels, const bxn_kv_layout *layout, co
                      const float *value, char *k, char *v, uint32_t slot, void *scratch)
 {
     uint32_t d = layout->head_dim, stride = layout->v_stride;
-    int8_t *keys = (int8_t *)k + scale_bytes(BXN_KV_I8) + slot / 16 * (size_t)d * 16 + slot % 16, *codes = scratch;
+    int8_t *keys = (int8_t *)k + scale_bytes(BXN_KV_I8) + slot / 16 * (size_t)d * 16 + slot % 16,
+           *codes = scratch;
     int8_t *values = (int8_t *)v + scale_bytes(BXN_KV_I8) + slot * (size_t)stride;
     kernels->quant_i8(key, d, codes, (float *)(void *)k + slot);
     for (size_t i = 0; i < d; i++)
@@ -117,8 +128,10 @@ static void store_i8(const bxn_kernels *kernels, const bxn_kv_layout *layout, co
 static void store_q4(const bxn_kernels *kernels, const bxn_kv_layout *layout, const float *key,
                      const float *value, char *k, char *v, uint32_t slot, void *scratch)
 {
-    uint32_t d = layout->head_dim, stride = layout->v_stride, rows = key_rows(layout), shift = slot % 8 * 4;
-    uint32_t *keys = (uint32_t *)(void *)(k + scale_bytes(BXN_KV_Q4)) + slot / 16 * (size_t)rows * 16 + slot % 16;
+    uint32_t d = layout->head_dim, stride = layout->v_stride, rows = key_rows(layout),
+             shift = slot % 8 * 4;
+    uint32_t *keys = (uint32_t *)(void *)(k + scale_bytes(BXN_KV_Q4)) +
+                     slot / 16 * (size_t)rows * 16 + slot % 16;
     uint32_t *values = (uint32_t *)(void *)(v + scale_bytes(BXN_KV_Q4)) + slot / 8 * (size_t)stride;
     uint8_t *codes = scratch;
     memset(codes, 0, stride);
@@ -155,8 +168,8 @@ void bxn_kv_store(const bxn_kernels *kernels, const bxn_kv_layout *layout, const
 
 /* ---- rotation -------------------------------------------------------------------------------- */
 
-/* cos + sin of 2 pi k / n. By quarter turns, then the Taylor series for at most an eighth of a turn:
- * additions and products in double alone, so that every machine gets the same. */
+/* cos + sin of 2 pi k / n. By quarter turns, then the Taylor series for at most an eighth of a
+ * turn: additions and products in double alone, so that every machine gets the same. */
 static double cas(uint64_t k, uint64_t n)
 {
     const double pi = 3.14159265358979323846;

@@ -66,13 +66,16 @@ static void put(const cached *c, uint8_t *region, size_t slot, size_t index, siz
     }
 }
 
-static void put_key(const cached *c, uint8_t *page, size_t slot, size_t d, float value, float *stored)
+static void put_key(const cached *c, uint8_t *page, size_t slot, size_t d, float value,
+                    float *stored)
 {
-    size_t row = c->type == BXN_KV_Q4 ? slot / 16 * ((c->dim + 7) / 8) + d / 8 : slot / 16 * c->dim + d;
+    size_t row =
+        c->type == BXN_KV_Q4 ? slot / 16 * ((c->dim + 7) / 8) + d / 8 : slot / 16 * c->dim + d;
     put(c, page + c->k_offset, slot, row * 16 + slot % 16, d % 8, value, stored);
 }
 
-static void put_value(const cached *c, uint8_t *page, size_t slot, size_t d, float value, float *stored)
+static void put_value(const cached *c, uint8_t *page, size_t slot, size_t d, float value,
+                      float *stored)
 {
     size_t row = c->type == BXN_KV_Q4 ? slot / 8 : slot;
     put(c, page + c->v_offset, slot, row * bxn_round_up(c->dim, 16) + d, slot % 8, value, stored);
@@ -82,7 +85,8 @@ static void put_value(const cached *c, uint8_t *page, size_t slot, size_t d, flo
 static void make_cache(run *r, cached *c, uint64_t begin, uint64_t end, float key_size)
 {
     const size_t stride = bxn_round_up(c->dim, 16);
-    const size_t k_bytes = region_bytes(c->type, BXN_PAGE * (c->type == BXN_KV_Q4 ? bxn_round_up(c->dim, 8) : c->dim));
+    const size_t k_bytes =
+        region_bytes(c->type, BXN_PAGE * (c->type == BXN_KV_Q4 ? bxn_round_up(c->dim, 8) : c->dim));
     const size_t v_bytes = region_bytes(c->type, BXN_PAGE * stride);
     c->first_page = begin / BXN_PAGE;
     c->k_offset = below(r, 2) * 64;
@@ -97,7 +101,8 @@ static void make_cache(run *r, cached *c, uint64_t begin, uint64_t end, float ke
     for (uint64_t p = begin; p < end; p++) {
         uint8_t *page = c->pages[p / BXN_PAGE - c->first_page];
         size_t slot = (size_t)(p % BXN_PAGE), row = (size_t)(p - c->first_page * BXN_PAGE) * c->dim;
-        float k_scale = key_size / (c->type == BXN_KV_I8 ? 40.0f : 1.0f) * uniform(r, 0.5f, 2.0f), unused;
+        float k_scale = key_size / (c->type == BXN_KV_I8 ? 40.0f : 1.0f) * uniform(r, 0.5f, 2.0f),
+              unused;
         float v_scale = uniform(r, 0.01f, 0.1f);
         if (has_scales(c->type)) {
             memcpy(page + c->k_offset + slot * sizeof(float), &k_scale, sizeof k_scale);
@@ -106,7 +111,8 @@ static void make_cache(run *r, cached *c, uint64_t begin, uint64_t end, float ke
         for (uint32_t d = c->dim; d < stride; d++)
             put_value(c, page, slot, d, 0.0f, &unused);
         for (uint32_t d = 0; d < c->dim; d++) {
-            put_key(c, page, slot, d, (has_scales(c->type) ? 1 : key_size) * normal(r), &c->k[row + d]);
+            put_key(c, page, slot, d, (has_scales(c->type) ? 1 : key_size) * normal(r),
+                    &c->k[row + d]);
             put_value(c, page, slot, d, normal(r), &c->v[row + d]);
         }
     }
@@ -114,8 +120,8 @@ static void make_cache(run *r, cached *c, uint64_t begin, uint64_t end, float ke
 
 static void attend(const bxn_kernels *k, const cached *c, const bxn_attention_args *a)
 {
-    void (*const entries_of[])(const bxn_attention_args *) = {NULL, k->attention_f16, k->attention_f32,
-                                                              k->attention_i8, k->attention_q4};
+    void (*const entries_of[])(const bxn_attention_args *) = {
+        NULL, k->attention_f16, k->attention_f32, k->attention_i8, k->attention_q4};
     entries_of[c->type](a);
 }
 
@@ -179,7 +185,8 @@ static void parts_case(run *r, const cached *c, const bxn_attention_args *args, 
     const uint64_t first = c->first_page * BXN_PAGE / BXN_PART;
     const uint32_t parts = (uint32_t)((args->position + args->count - 1) / BXN_PART - first) + 1;
     float *partials = guarded_floats(args->count * apart), *one = guarded_floats(parts * apart);
-    float *all = guarded_floats(parts * args->count * apart), *merged = guarded_floats(args->head_dim);
+    float *all = guarded_floats(parts * args->count * apart),
+          *merged = guarded_floats(args->head_dim);
     for (uint32_t p = 0; p < parts; p++) {
         bxn_attention_args a = *args;
         a.part = first + p;
@@ -278,7 +285,8 @@ static void attention_case(run *r, bxn_kv_type type, sizes s)
 static void check_attention(run *r, bxn_kv_type type)
 {
     for (uint32_t dim = 1; dim <= 130; dim++)
-        attention_case(r, type, (sizes){dim, 1 + dim % 7, below(r, 150), 1 + below(r, 150), 1.0f, 0});
+        attention_case(r, type,
+                       (sizes){dim, 1 + dim % 7, below(r, 150), 1 + below(r, 150), 1.0f, 0});
     static const uint32_t dims[] = {64, 80, 96, 128, 256};
     for (uint32_t i = 0; i < 5; i++)
         for (uint32_t count = 1; count <= 9; count++)
@@ -287,7 +295,8 @@ static void check_attention(run *r, bxn_kv_type type)
     for (uint32_t i = 0; i < 10; i++)
         for (uint64_t at = 0; at <= 4; at++)
             for (uint32_t count = 1; count <= 10; count += 3)
-                attention_case(r, type, (sizes){20, count, windows[i] * at / 2 + at, windows[i], 1.0f, 0});
+                attention_case(r, type,
+                               (sizes){20, count, windows[i] * at / 2 + at, windows[i], 1.0f, 0});
     for (uint64_t position = 0; position <= 80; position++)
         attention_case(r, type, (sizes){8, 4, position, 30, 1.0f, 0});
     for (uint64_t position = 440; position <= 520; position += 7) /* begins and ends of parts */
@@ -333,13 +342,15 @@ void check_attention_merge(run *r)
     for (uint32_t dim = 1; dim <= 300; dim += dim < 140 ? 1 : 37) {
         const uint32_t parts = 1 + below(r, 9), stride = (uint32_t)bxn_round_up(dim, 16);
         const size_t apart = bxn_partial_floats(dim);
-        float *partials = guarded_floats(parts * apart), *got = guarded_floats(dim), *plain = guarded_floats(dim);
+        float *partials = guarded_floats(parts * apart), *got = guarded_floats(dim),
+              *plain = guarded_floats(dim);
         for (uint32_t p = 0; p < parts; p++) {
             float *part = partials + p * apart;
             for (uint32_t d = 0; d < dim; d++)
                 part[d] = normal(r);
             part[stride] = uniform(r, -8, 8);
-            part[stride + 1] = p != 1 || parts == 2 ? uniform(r, 1, 20) : 0.0f; /* one of them empty */
+            part[stride + 1] =
+                p != 1 || parts == 2 ? uniform(r, 1, 20) : 0.0f; /* one of them empty */
         }
         r->plain->attention_merge(partials, parts, dim, plain);
         r->kernels->attention_merge(partials, parts, dim, got);
@@ -425,7 +436,8 @@ void check_quant_q4(run *r)
             const double want = sqrt(squares / n);
             if (over)
                 compare(r, "scale", 0, (double)scale, NAN, 0);
-            else if (zero ? scale != 0.0f : fabs((double)scale - want) > (n / 16.0 + 8) * UNIT_ROUNDOFF * want)
+            else if (zero ? scale != 0.0f
+                          : fabs((double)scale - want) > (n / 16.0 + 8) * UNIT_ROUNDOFF * want)
                 fail(r, "scale of a row of %u is %g, not %g", n, (double)scale, want);
             for (uint32_t i = 0; i < n; i++) {
                 if (codes[i] > 15 || ((over || zero) && codes[i] != 0)) {
@@ -474,7 +486,8 @@ void check_kv_rotate(run *r)
                 }
                 double bound = (n + 1.0) * UNIT_ROUNDOFF * size;
                 compare(r, "turned", t * stride + d, (double)y[t * stride + d],
-                        r->is_plain ? sum : (double)plain[t * stride + d], r->is_plain ? bound : 2 * bound);
+                        r->is_plain ? sum : (double)plain[t * stride + d],
+                        r->is_plain ? bound : 2 * bound);
             }
             float *one = guarded_floats(stride);
             r->kernels->kv_rotate(matrix, n, x + t * ldx, ldx, 1, one);

@@ -47,7 +47,8 @@ static float key_value(const uint8_t *k, bxn_kv_type type, size_t dim, size_t sl
     case BXN_KV_I8:
         return (float)(int8_t)codes[at];
     case BXN_KV_Q4:
-        return level_of(nibble(codes, (slot / 16 * ((dim + 7) / 8) + d / 8) * 16 + slot % 16, d % 8));
+        return level_of(
+            nibble(codes, (slot / 16 * ((dim + 7) / 8) + d / 8) * 16 + slot % 16, d % 8));
     default:
         return plain_value(k, type, at);
     }
@@ -81,7 +82,8 @@ static float tree(float lanes[16])
 }
 
 /* Query i over its keys of a part, into a partial result. */
-static void attend_part(const bxn_attention_args *args, bxn_kv_type type, uint32_t i, uint64_t part, float *partial)
+static void attend_part(const bxn_attention_args *args, bxn_kv_type type, uint32_t i, uint64_t part,
+                        float *partial)
 {
     const uint32_t dim = args->head_dim;
     const size_t stride = bxn_round_up(dim, 16);
@@ -94,7 +96,8 @@ static void attend_part(const bxn_attention_args *args, bxn_kv_type type, uint32
     if (begin >= end)
         return;
     for (uint64_t p = begin; p < end; p++) {
-        const uint8_t *k = (const uint8_t *)args->pages[p / BXN_PAGE - args->first_page] + args->k_offset;
+        const uint8_t *k =
+            (const uint8_t *)args->pages[p / BXN_PAGE - args->first_page] + args->k_offset;
         float dot = 0.0f;
         for (uint32_t d = 0; d < dim; d++)
             dot += q[d] * key_value(k, type, dim, p % BXN_PAGE, d);
@@ -107,7 +110,8 @@ static void attend_part(const bxn_attention_args *args, bxn_kv_type type, uint32
         lanes[p % 16] += scores[p - begin];
     }
     for (uint64_t p = begin; p < end; p++) {
-        const uint8_t *v = (const uint8_t *)args->pages[p / BXN_PAGE - args->first_page] + args->v_offset;
+        const uint8_t *v =
+            (const uint8_t *)args->pages[p / BXN_PAGE - args->first_page] + args->v_offset;
         float e = scores[p - begin] * scale_of(v, type, p % BXN_PAGE);
         for (uint32_t d = 0; d < dim; d++)
             partial[d] += e * value_value(v, type, stride, p % BXN_PAGE, d);
@@ -231,7 +235,8 @@ void bxn_quant_q4_ref(const float *x, uint32_t n, uint8_t *codes, float *scale)
     }
 }
 
-void bxn_kv_rotate_ref(const float *r, uint32_t n, const float *x, size_t ldx, uint32_t count, float *y)
+void bxn_kv_rotate_ref(const float *r, uint32_t n, const float *x, size_t ldx, uint32_t count,
+                       float *y)
 {
     const size_t stride = bxn_round_up(n, 16);
     for (uint32_t t = 0; t < count; t++) {

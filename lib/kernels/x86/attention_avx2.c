@@ -13,22 +13,70 @@
 
 typedef __m256 vec;
 
-BXN_INLINE vec v_zero(void) { return _mm256_setzero_ps(); }
-BXN_INLINE vec v_set1(float x) { return _mm256_set1_ps(x); }
-BXN_INLINE vec v_load(const float *x) { return _mm256_loadu_ps(x); }
-BXN_INLINE void v_store(float *y, vec v) { _mm256_storeu_ps(y, v); }
-BXN_INLINE vec v_add(vec a, vec b) { return _mm256_add_ps(a, b); }
-BXN_INLINE vec v_sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
-BXN_INLINE vec v_mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
-BXN_INLINE vec v_div(vec a, vec b) { return _mm256_div_ps(a, b); }
-BXN_INLINE vec v_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
-BXN_INLINE vec v_max(vec a, vec b) { return _mm256_max_ps(a, b); }
-BXN_INLINE vec v_abs(vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
-BXN_INLINE vec v_round(vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-BXN_INLINE vec v_exp2(vec t) { return exp2_nonpositive(t); }
-BXN_INLINE float v_tree(const vec *v) { return tree_sum(v[0], v[1]); }
-BXN_INLINE void v_store_first(float *y, size_t n, vec v) { store_first(y, n, v); }
-BXN_INLINE void v_prefetch(const uint8_t *at) { _mm_prefetch((const char *)at, _MM_HINT_T1); }
+BXN_INLINE vec v_zero(void)
+{
+    return _mm256_setzero_ps();
+}
+BXN_INLINE vec v_set1(float x)
+{
+    return _mm256_set1_ps(x);
+}
+BXN_INLINE vec v_load(const float *x)
+{
+    return _mm256_loadu_ps(x);
+}
+BXN_INLINE void v_store(float *y, vec v)
+{
+    _mm256_storeu_ps(y, v);
+}
+BXN_INLINE vec v_add(vec a, vec b)
+{
+    return _mm256_add_ps(a, b);
+}
+BXN_INLINE vec v_sub(vec a, vec b)
+{
+    return _mm256_sub_ps(a, b);
+}
+BXN_INLINE vec v_mul(vec a, vec b)
+{
+    return _mm256_mul_ps(a, b);
+}
+BXN_INLINE vec v_div(vec a, vec b)
+{
+    return _mm256_div_ps(a, b);
+}
+BXN_INLINE vec v_fma(vec a, vec b, vec c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+BXN_INLINE vec v_max(vec a, vec b)
+{
+    return _mm256_max_ps(a, b);
+}
+BXN_INLINE vec v_abs(vec a)
+{
+    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a);
+}
+BXN_INLINE vec v_round(vec a)
+{
+    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+BXN_INLINE vec v_exp2(vec t)
+{
+    return exp2_nonpositive(t);
+}
+BXN_INLINE float v_tree(const vec *v)
+{
+    return tree_sum(v[0], v[1]);
+}
+BXN_INLINE void v_store_first(float *y, size_t n, vec v)
+{
+    store_first(y, n, v);
+}
+BXN_INLINE void v_prefetch(const uint8_t *at)
+{
+    _mm_prefetch((const char *)at, _MM_HINT_T1);
+}
 
 BXN_INLINE vec v_greater(vec a, vec b)
 {
@@ -42,7 +90,8 @@ BXN_INLINE vec v_load_f16(const uint8_t *at)
 
 BXN_INLINE vec v_load_i8(const uint8_t *at)
 {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)at)));
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)at)));
 }
 
 /* The look-up takes three bits, the fourth is the sign. */

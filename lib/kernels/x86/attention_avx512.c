@@ -13,20 +13,62 @@
 
 typedef __m512 vec;
 
-BXN_INLINE vec v_zero(void) { return _mm512_setzero_ps(); }
-BXN_INLINE vec v_set1(float x) { return _mm512_set1_ps(x); }
-BXN_INLINE vec v_load(const float *x) { return _mm512_loadu_ps(x); }
-BXN_INLINE void v_store(float *y, vec v) { _mm512_storeu_ps(y, v); }
-BXN_INLINE vec v_add(vec a, vec b) { return _mm512_add_ps(a, b); }
-BXN_INLINE vec v_sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
-BXN_INLINE vec v_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
-BXN_INLINE vec v_div(vec a, vec b) { return _mm512_div_ps(a, b); }
-BXN_INLINE vec v_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
-BXN_INLINE vec v_max(vec a, vec b) { return _mm512_max_ps(a, b); }
-BXN_INLINE vec v_abs(vec a) { return _mm512_abs_ps(a); }
-BXN_INLINE vec v_round(vec a) { return _mm512_roundscale_ps(a, 8); }
-BXN_INLINE vec v_exp2(vec t) { return exp2_nonpositive(t); }
-BXN_INLINE float v_tree(const vec *v) { return tree_sum(v[0]); }
+BXN_INLINE vec v_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+BXN_INLINE vec v_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+BXN_INLINE vec v_load(const float *x)
+{
+    return _mm512_loadu_ps(x);
+}
+BXN_INLINE void v_store(float *y, vec v)
+{
+    _mm512_storeu_ps(y, v);
+}
+BXN_INLINE vec v_add(vec a, vec b)
+{
+    return _mm512_add_ps(a, b);
+}
+BXN_INLINE vec v_sub(vec a, vec b)
+{
+    return _mm512_sub_ps(a, b);
+}
+BXN_INLINE vec v_mul(vec a, vec b)
+{
+    return _mm512_mul_ps(a, b);
+}
+BXN_INLINE vec v_div(vec a, vec b)
+{
+    return _mm512_div_ps(a, b);
+}
+BXN_INLINE vec v_fma(vec a, vec b, vec c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+BXN_INLINE vec v_max(vec a, vec b)
+{
+    return _mm512_max_ps(a, b);
+}
+BXN_INLINE vec v_abs(vec a)
+{
+    return _mm512_abs_ps(a);
+}
+BXN_INLINE vec v_round(vec a)
+{
+    return _mm512_roundscale_ps(a, 8);
+}
+BXN_INLINE vec v_exp2(vec t)
+{
+    return exp2_nonpositive(t);
+}
+BXN_INLINE float v_tree(const vec *v)
+{
+    return tree_sum(v[0]);
+}
 
 BXN_INLINE vec v_greater(vec a, vec b)
 {
@@ -40,7 +82,8 @@ BXN_INLINE vec v_load_f16(const uint8_t *at)
 
 BXN_INLINE vec v_load_i8(const uint8_t *at)
 {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)at)));
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)at)));
 }
 
 BXN_INLINE vec v_load_q4(const uint8_t *at, unsigned shift)
@@ -58,7 +101,10 @@ BXN_INLINE void v_store_first(float *y, size_t n, vec v)
     _mm512_mask_storeu_ps(y, tail_mask(n), v);
 }
 
-BXN_INLINE void v_prefetch(const uint8_t *at) { _mm_prefetch((const char *)at, _MM_HINT_T1); }
+BXN_INLINE void v_prefetch(const uint8_t *at)
+{
+    _mm_prefetch((const char *)at, _MM_HINT_T1);
+}
 
 #include "kernels/attention_body.h"
 
