@@ -472,7 +472,7 @@ static void test_caches(void **state)
     EDGE(INVALID_ARGUMENT, bitaxon_cache_create(model, NULL, NULL, e));
     EDGE_OUT(INVALID_ARGUMENT, bitaxon_cache, bitaxon_cache_create(NULL, NULL, &out, e));
     EDGE_OUT(BAD_STATE, bitaxon_cache, bitaxon_cache_create(text_only, NULL, &out, e));
-    CACHE(INVALID_ARGUMENT, .kv_type = 3);
+    CACHE(INVALID_ARGUMENT, .kv_type = BITAXON_KV_Q4 + 1);
     CACHE(INVALID_ARGUMENT, .kv_type = -1);
     CACHE(INVALID_ARGUMENT, .kv_type = INT32_MAX);
     CACHE(LIMIT, .max_tokens = 65537);

@@ -173,7 +173,8 @@ static void test_length(void **state)
 enum { AT_VERSION = 8, AT_HEADER_BYTES = 12, AT_FINGERPRINT = 16, AT_KV = 32, AT_VOCAB = 36, AT_STATE = 40, AT_PAGE = 48,
        AT_LENGTH = 56, AT_FIRST_PAGE = 64, AT_PAGES = 72, AT_BIASES = 76, AT_TOP_K = 80, AT_TEMPERATURE = 84, AT_TOP_P = 88,
        AT_MIN_P = 92, AT_PENALTY = 96, AT_WINDOW = 100, AT_SEED = 104, AT_HAS_LOGITS = 112, AT_TOKENS = HEADER + 8,
-       AT_BIAS = AT_TOKENS + LENGTH * 4 + 8 };
+       AT_ACCURACY = 116, AT_PHASES = AT_TOKENS + LENGTH * 4 + 8, PHASE_BYTES = (LENGTH + 63) / 64 * 8,
+       AT_BIAS = AT_PHASES + PHASE_BYTES + 8 };
 
 static void sum_again(unsigned char *data, size_t at, size_t bytes)
 {
@@ -188,8 +189,10 @@ static void forge(size_t at, const void *value, size_t bytes, bitaxon_status wan
     memcpy(data + at, value, bytes);
     if (at < HEADER)
         sum_again(data, 0, HEADER);
-    else if (at < AT_BIAS)
+    else if (at < AT_PHASES)
         sum_again(data, AT_TOKENS, LENGTH * 4);
+    else if (at < AT_BIAS)
+        sum_again(data, AT_PHASES, PHASE_BYTES);
     else
         sum_again(data, AT_BIAS, BIASES * 8);
     refuse(data, size, want, what, true);
@@ -211,15 +214,31 @@ static void forge_f32(size_t at, float value, const char *what)
     forge(at, &value, sizeof value, BITAXON_FORMAT, what);
 }
 
+static uint32_t accuracy_of(const char *path)
+{
+    size_t size;
+    unsigned char *data = read_whole(path, &size);
+    uint32_t accuracy;
+    memcpy(&accuracy, data + AT_ACCURACY, sizeof accuracy);
+    free(data);
+    return accuracy;
+}
+
 static void test_forged(void **state)
 {
     (void)state;
     forge_u32(AT_VERSION, 0, BITAXON_UNSUPPORTED, "version 0");
-    forge_u32(AT_VERSION, 2, BITAXON_UNSUPPORTED, "version 2");
+    forge_u32(AT_VERSION, 1, BITAXON_UNSUPPORTED, "version 1");
+    forge_u32(AT_VERSION, 3, BITAXON_UNSUPPORTED, "version 3");
     forge_u32(AT_VERSION, 0xFFFFFFFF, BITAXON_UNSUPPORTED, "the last version");
     forge_u32(AT_HEADER_BYTES, 119, BITAXON_UNSUPPORTED, "another header");
     forge_u32(AT_FINGERPRINT, 1, BITAXON_MISMATCH, "fingerprint");
-    forge_u32(AT_KV, BITAXON_KV_F32, BITAXON_MISMATCH, "KV type");
+    for (uint32_t kv = 0; kv < 6; kv++)
+        if (kv != BITAXON_KV_F16)
+            forge_u32(AT_KV, kv, BITAXON_MISMATCH, "KV type");
+    forge_u32(AT_ACCURACY, accuracy_of(in_folder(root, "good")) + 1, BITAXON_MISMATCH, "accuracy");
+    forge_u32(AT_ACCURACY, 0x80000000, BITAXON_MISMATCH, "accuracy that is none");
+    forge_u64(AT_PHASES, (uint64_t)1 << LENGTH, BITAXON_FORMAT, "phase after the last token");
     forge_u32(AT_VOCAB, VOCAB + 1, BITAXON_MISMATCH, "vocabulary");
     forge_u64(AT_STATE, 1, BITAXON_MISMATCH, "state");
     forge_u64(AT_PAGE, 1, BITAXON_MISMATCH, "page");
@@ -310,12 +329,17 @@ static void test_foreign(void **state)
     assert_int_equal(bitaxon_cache_load(bitaxon_session_cache(victim), path, &error), BITAXON_MISMATCH);
     victim_goes_on("another model's cache");
 
-    session = new_session(model, BITAXON_KV_F32, 512);
-    read_text(session, 5, LENGTH);
-    OK(bitaxon_cache_save(bitaxon_session_cache(session), path, &error));
-    bitaxon_session_free(session);
-    assert_int_equal(bitaxon_cache_load(bitaxon_session_cache(victim), path, &error), BITAXON_MISMATCH);
-    victim_goes_on("another KV type");
+    static const char *const names[] = { "f32", "i8", "q4" };
+    for (int32_t kv = BITAXON_KV_F32; kv <= BITAXON_KV_Q4; kv++) {
+        session = new_session(model, kv, 512);
+        read_text(session, 5, LENGTH);
+        OK(bitaxon_cache_save(bitaxon_session_cache(session), path, &error));
+        bitaxon_session_free(session);
+        assert_int_equal(bitaxon_cache_load(bitaxon_session_cache(victim), path, &error), BITAXON_MISMATCH);
+        assert_non_null(strstr(error.message, names[kv - BITAXON_KV_F32]));
+        assert_non_null(strstr(error.message, "f16"));
+        victim_goes_on("another KV type");
+    }
 
     session = new_session(model, BITAXON_KV_F16, 0);
     for (int i = 0; i < 6; i++)

@@ -523,7 +523,7 @@ static void test_scan(void **state)
 
 static void check_attention(bool f32, uint32_t dim, uint64_t position, uint64_t window)
 {
-    enum { COUNT = BXN_QUERIES, PAGES = 5, SLOTS = PAGES * BXN_PAGE };
+    enum { COUNT = 7, PAGES = 5, SLOTS = PAGES * BXN_PAGE };
     const size_t size = f32 ? 4 : 2, stride = bxn_round_up(dim, 16), end = position + COUNT;
     const size_t page_bytes = BXN_PAGE * (dim + stride) * size, v_offset = BXN_PAGE * dim * size;
     uint8_t *memory = aligned_alloc(64, PAGES * page_bytes);
@@ -553,8 +553,7 @@ static void check_attention(bool f32, uint32_t dim, uint64_t position, uint64_t 
         }
     }
     for (size_t t = 0; t < tier_count; t++) {
-        float *scores = randoms(BXN_QUERIES * (SLOTS + 32), 0, 0),
-              *out = randoms(COUNT * dim, 0, 0);
+        float *scratch = randoms(bxn_attention_scratch(dim), 0, 0), *out = randoms(COUNT * dim, 0, 0);
         float *one = randoms(COUNT * dim, 0, 0);
         bxn_attention_args a = {.q = q,
                                 .ldq = dim,
@@ -565,8 +564,8 @@ static void check_attention(bool f32, uint32_t dim, uint64_t position, uint64_t 
                                 .window = window,
                                 .pages = pages,
                                 .v_offset = v_offset,
-                                .scores = scores,
-                                .score_stride = SLOTS + 32,
+                                .scratch = scratch,
+                                .part = BXN_ALL_PARTS,
                                 .out = out,
                                 .ldout = dim};
         (f32 ? tiers[t].attention_f32 : tiers[t].attention_f16)(&a);
@@ -593,7 +592,7 @@ static void check_attention(bool f32, uint32_t dim, uint64_t position, uint64_t 
             (f32 ? tiers[t].attention_f32 : tiers[t].attention_f16)(&single);
         }
         assert_memory_equal(one, out, COUNT * dim * sizeof *out);
-        free(scores);
+        free(scratch);
         free(out);
         free(one);
     }

@@ -104,7 +104,7 @@ static void pass(world *w, const uint32_t *counts)
         int32_t mine[BXN_TILE];
         for (uint32_t t = 0; t < counts[s]; t++)
             mine[t] = token_of(s, q->read + t);
-        bxn_cache_commit(&q->cache->core, mine, counts[s], &q->spare);
+        bxn_cache_commit(&q->cache->core, mine, counts[s], BXN_PHASE_PREFILL, &q->spare);
         if (q->spare == NULL)
             assert_int_equal(bxn_state_create(&w->model->mem, &w->model->core, &q->spare, &w->error), BITAXON_OK);
         q->read += counts[s];
@@ -154,6 +154,8 @@ static void test_same_bits_together(void **state)
         for (size_t which = 0; which < 2; which++) {
             check(paths[which], tiers[tier], BITAXON_ACCURACY_EXACT, 2, BITAXON_KV_F16);
             check(paths[which], tiers[tier], BITAXON_ACCURACY_EXACT, 5, BITAXON_KV_F32);
+            check(paths[which], tiers[tier], BITAXON_ACCURACY_EXACT, 2, BITAXON_KV_I8);
+            check(paths[which], tiers[tier], BITAXON_ACCURACY_EXACT, 5, BITAXON_KV_Q4);
             if (which == 1) {
                 check(paths[which], tiers[tier], BITAXON_ACCURACY_NEAR, 2, BITAXON_KV_F16);
                 check(paths[which], tiers[tier], BITAXON_ACCURACY_FAST, 3, BITAXON_KV_F16);

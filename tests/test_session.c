@@ -113,7 +113,7 @@ static void test_any_split(void **state)
         for (int tier = 0; tier < TIERS; tier++) {
             if (!tier_present(tier))
                 continue;
-            for (int32_t kv = BITAXON_KV_F16; kv <= BITAXON_KV_F32; kv++) {
+            for (int32_t kv = BITAXON_KV_F16; kv <= BITAXON_KV_Q4; kv++) {
                 bitaxon_model *model = open_model(which, tier, 2);
                 bitaxon_session *session = open_session(model, kv);
                 float *whole = logits_of(session, text, LENGTH);
@@ -140,11 +140,13 @@ static void test_any_threads(void **state)
 {
     (void)state;
     enum { LENGTH = 150 };
-    for (int which = 0; which < 2; which++) {
+    for (int round = 0; round < 8; round++) {
+        const int which = round % 2;
+        const int32_t kv = BITAXON_KV_F16 + round / 2;
         float *first = NULL;
         for (uint32_t threads = 1; threads <= 8; threads++) {
             bitaxon_model *model = open_model(which, tier_present(2) ? 2 : 0, threads);
-            bitaxon_session *session = open_session(model, BITAXON_KV_F16);
+            bitaxon_session *session = open_session(model, kv);
             float *logits = logits_of(session, text, LENGTH);
             int32_t token;
             for (int i = 0; i < 20; i++) {
@@ -213,9 +215,11 @@ enum { PLACES = sizeof places / sizeof places[0], LONG = 260, MORE = 50 };
 static void test_checkpoint_rewind(void **state)
 {
     (void)state;
-    for (int which = 0; which < 2; which++) {
+    for (int round = 0; round < 8; round++) {
+        const int which = round % 2;
+        const int32_t kv = BITAXON_KV_F16 + round / 2;
         bitaxon_model *model = open_model(which, tier_present(2) ? 2 : 0, 2);
-        bitaxon_session *session = open_session(model, BITAXON_KV_F16);
+        bitaxon_session *session = open_session(model, kv);
         bitaxon_cache *cache = bitaxon_session_cache(session);
         float *whole = logits_of(session, text, LONG);
         /* without checkpoints: replay from 0 */
@@ -287,9 +291,11 @@ static void test_automatic_checkpoints(void **state)
 static void test_clone(void **state)
 {
     (void)state;
-    for (int which = 0; which < 2; which++) {
+    for (int round = 0; round < 8; round++) {
+        const int which = round % 2;
+        const int32_t kv = BITAXON_KV_F16 + round / 2;
         bitaxon_model *model = open_model(which, tier_present(2) ? 2 : 0, 2);
-        bitaxon_session *session = open_session(model, BITAXON_KV_F16), *other = NULL;
+        bitaxon_session *session = open_session(model, kv), *other = NULL;
         float *whole = logits_of(session, text, LONG);
         for (int i = 0; i < PLACES; i++) {
             bitaxon_cache *cache = bitaxon_session_cache(session), *clones[3];
@@ -406,7 +412,7 @@ static void test_save_load(void **state)
     snprintf(a, sizeof a, "/tmp/bitaxon-test-%d-a", (int)getpid());
     snprintf(b, sizeof b, "/tmp/bitaxon-test-%d-b", (int)getpid());
     for (int which = 0; which < 2; which++)
-        for (int32_t kv = BITAXON_KV_F16; kv <= BITAXON_KV_F32; kv++) {
+        for (int32_t kv = BITAXON_KV_F16; kv <= BITAXON_KV_Q4; kv++) {
             bitaxon_model *model = open_model(which, tier_present(2) ? 2 : 0, 2);
             bitaxon_session *session = open_session(model, kv), *fresh = open_session(model, kv);
             float *whole = logits_of(session, text, LONG);
@@ -435,7 +441,7 @@ static void test_save_load(void **state)
             }
             /* another model, another KV type */
             bitaxon_model *stranger = open_model(1 - which, 0, 1);
-            bitaxon_session *wrong = open_session(stranger, kv), *kind = open_session(model, 3 - kv);
+            bitaxon_session *wrong = open_session(stranger, kv), *kind = open_session(model, kv % 4 + 1);
             assert_int_equal(bitaxon_cache_load(bitaxon_session_cache(wrong), a, &error), BITAXON_MISMATCH);
             assert_int_equal(bitaxon_cache_load(bitaxon_session_cache(kind), a, &error), BITAXON_MISMATCH);
             bitaxon_session_free(wrong);

@@ -21,7 +21,16 @@ extern "C" {
 
 typedef struct bitaxon_cache bitaxon_cache;
 
-enum { BITAXON_KV_DEFAULT = 0, BITAXON_KV_F16 = 1, BITAXON_KV_F32 = 2 };
+/* How keys and values are kept, bytes for a token, a head and a layer of head_dim 80: F16 320,
+ * F32 640, I8 168 (8-bit codes, one scale for a key and for a value), Q4 88 (rotated, 4-bit codes of
+ * a fixed codebook, one norm). What each costs in accuracy: docs/attention.md. */
+enum {
+    BITAXON_KV_DEFAULT = 0,
+    BITAXON_KV_F16 = 1,
+    BITAXON_KV_F32 = 2,
+    BITAXON_KV_I8 = 3,
+    BITAXON_KV_Q4 = 4
+};
 
 typedef struct bitaxon_cache_params {
     uint32_t struct_size;

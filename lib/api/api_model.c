@@ -164,6 +164,7 @@ static bitaxon_status open_all(bitaxon_model *model, const bitaxon_model_params 
     if (status == BITAXON_OK) {
         int32_t best = model->core.kernels.features != 0 ? BITAXON_ACCURACY_NEAR : BITAXON_ACCURACY_EXACT;
         model->accuracy = p->accuracy == BITAXON_ACCURACY_DEFAULT ? best : p->accuracy;
+        model->core.accuracy = model->accuracy;
         if (!plan && model->accuracy != BITAXON_ACCURACY_EXACT)
             bxn_model_integers(&model->core, model->accuracy == BITAXON_ACCURACY_FAST);
         model->has_weights = true;

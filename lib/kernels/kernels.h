@@ -25,7 +25,8 @@
 #define BXN_UNIT_COLS 128 /* inputs of a packed unit */
 #define BXN_SUB_BLOCK 32  /* inputs summed by one chain before a scale is applied */
 #define BXN_PAGE 64       /* tokens in a page of the attention window */
-#define BXN_QUERIES 4     /* queries that one attention call takes at most */
+#define BXN_QUERIES 64    /* queries that one attention call takes at most */
+#define BXN_PART 512      /* keys whose softmax is taken together */
 
 /* A dense matrix [rows, cols], row-major, in place in a file: data may be unaligned. */
 typedef struct bxn_dense {
@@ -194,12 +195,62 @@ typedef struct bxn_conv_args {
     size_t ldy;
 } bxn_conv_args;
 
+/* ---- cached keys and values -----------------------------------------------------------
+ *
+ * A page holds BXN_PAGE tokens. In it, each head of each layer has K at k_offset and V at
+ * v_offset (64-byte aligned). With D = head_dim, S = D rounded up to 16:
+ *            K                                     V
+ *   F32, F16 [4][D][16], lanes are keys            [64][S]
+ *   I8       f32 scale[64], int8 [4][D][16]        f32 scale[64], int8 [64][S]
+ *   Q4       f32 scale[64],                        f32 scale[64],
+ *            uint32 [4][ceil(D / 8)][16]: 8        uint32 [8][S]: 8 keys of one feature,
+ *            features of one key, lowest first     lowest first
+ * I8 value: scale * code. Q4 value: scale * level, level = (code & 8 ? -1 : 1) *
+ * BXN_KV_LEVELS[code & 7]. Padding (features from D on) is zero bytes. */
+typedef enum bxn_kv_type {
+    BXN_KV_F16 = 1, /* as BITAXON_KV_* */
+    BXN_KV_F32,
+    BXN_KV_I8,
+    BXN_KV_Q4
+} bxn_kv_type;
+
+/* Positive half of the Lloyd-Max codebook of N(0, 1) with 16 levels, and the borders between. */
+#define BXN_KV_LEVELS                                                                              \
+    {                                                                                              \
+        0.128395f, 0.388048f, 0.656759f, 0.942340f, 1.256231f, 1.618046f, 2.069017f, 2.732590f     \
+    }
+#define BXN_KV_BORDERS                                                                             \
+    {                                                                                              \
+        0.2582215f, 0.5224035f, 0.7995495f, 1.0992855f, 1.4371385f, 1.8435315f, 2.4008035f         \
+    }
+
+/* Floats of a partial result: S sums, the maximum, the sum of exponentials, to 16. */
+static inline size_t bxn_partial_floats(uint32_t head_dim)
+{
+    return ((size_t)head_dim + 15) / 16 * 16 + 16;
+}
+
+/* Floats of scratch that a call of attention needs. */
+static inline size_t bxn_attention_scratch(uint32_t head_dim)
+{
+    return (size_t)BXN_QUERIES * (BXN_PART + 16) +
+           ((size_t)head_dim + 15) / 16 * 16 * (BXN_PAGE + BXN_QUERIES) +
+           2 * (size_t)BXN_QUERIES * bxn_partial_floats(head_dim);
+}
+
+#define BXN_ALL_PARTS UINT64_MAX
+
 /* Attention of one head over a window of cached keys and values.
  * Query row i stands at position + i and sees keys max(0, p - window + 1) .. p.
- * Softmax in f32 with the exact maximum first; sums over keys run in fixed blocks of
- * 16 by absolute position, so that neither paging nor the split of a prompt shows.
- * In a page, K of this head is [BXN_PAGE/16][head_dim][16] at k_offset (lanes are
- * keys), V is [BXN_PAGE][v_stride] at v_offset, v_stride = head_dim rounded up to 16. */
+ * Keys are cut into parts of BXN_PART by absolute position. For each part:
+ *   s = (dot * (scale * log2(e))) * key scale (I8, Q4 only), dot one chain over features
+ *   m = max s;  e = exp2(s - m);  l = sum e: 16 lane sums by absolute position, tree of mm_f32
+ *   o = sum over keys ascending of (e * value scale) * value, one chain
+ * Parts are merged in order (L = 0 at first; a part with no key seen is left out):
+ *   M' = max(M, m), a = exp2(M - M'), b = exp2(m - M'), L = L * a + l * b, O = O * a + o * b
+ * (the products with b rounded, the rest fused); the first part is taken as it is. Result: O / L.
+ * So neither paging, nor the split of a prompt, nor the other queries of a call show. Keys that a
+ * query does not see may hold anything. */
 typedef struct bxn_attention_args {
     const float *q; /* [count, head_dim] ldq, not scaled */
     size_t ldq;
@@ -211,10 +262,11 @@ typedef struct bxn_attention_args {
     const void *const *pages; /* pages[p / BXN_PAGE - first_page]; present for all keys seen */
     uint64_t first_page;
     size_t k_offset, v_offset; /* bytes */
-    float *scores;             /* scratch [BXN_QUERIES][score_stride] */
-    size_t score_stride;       /* >= window rounded up to 16, + 32 */
+    float *scratch;            /* bxn_attention_scratch floats, 64-byte aligned */
+    uint64_t part;             /* BXN_ALL_PARTS: the result, to out; else this part, to partial */
     float *out;                /* [count, head_dim] ldout */
     size_t ldout;
+    float *partial; /* [count, bxn_partial_floats]: o, then m and l at S and S + 1; l = 0: empty */
 } bxn_attention_args;
 
 typedef struct bxn_kernels {
@@ -256,6 +308,21 @@ typedef struct bxn_kernels {
     void (*scan)(const bxn_scan_args *args);
     void (*attention_f16)(const bxn_attention_args *args);
     void (*attention_f32)(const bxn_attention_args *args);
+    void (*attention_i8)(const bxn_attention_args *args);
+    void (*attention_q4)(const bxn_attention_args *args);
+    /* Merge the parts of one query, in order. partials [parts, bxn_partial_floats]. */
+    void (*attention_merge)(const float *partials, uint32_t parts, uint32_t head_dim, float *out);
+    /* A row as codes; *scale = (m = max |x|) / 127, code = rint(x * (127 / m)) to nearest even. All 0
+     * when m < 1e-30. A row with NaN or an infinity has scale NaN and codes 0. */
+    void (*quant_i8)(const float *x, uint32_t n, int8_t *codes, float *scale);
+    /* r = sqrt(sum of squares, in the order of mm_f32); *scale = r / sqrt(n); the code is that of the
+     * level nearest to x * (sqrt(n) / r), one code 0 .. 15 in a byte. All 0 when r^2 < 1e-30; scale
+     * NaN and codes 0 when r^2 is not finite. */
+    void (*quant_q4)(const float *x, uint32_t n, uint8_t *codes, float *scale);
+    /* y[t] = R x[t] for symmetric R [n, S], S = n rounded up to 16, padded with zeros: one chain
+     * over k ascending of R[k] * x[t][k]. y [count, S], 64-byte aligned, disjoint from x. */
+    void (*kv_rotate)(const float *r, uint32_t n, const float *x, size_t ldx, uint32_t count,
+                      float *y);
     /* n floats to f16, round to nearest even, saturated at +-65504, NaN kept. */
     void (*to_f16)(const float *x, size_t n, uint16_t *y);
     uint64_t features; /* BITAXON_CPU_* in use */

@@ -25,6 +25,12 @@
         SET(scan, tier);                                                                           \
         SET(attention_f16, tier);                                                                  \
         SET(attention_f32, tier);                                                                  \
+        SET(attention_i8, tier);                                                                   \
+        SET(attention_q4, tier);                                                                   \
+        SET(attention_merge, tier);                                                                \
+        SET(quant_i8, tier);                                                                       \
+        SET(quant_q4, tier);                                                                       \
+        SET(kv_rotate, tier);                                                                      \
         SET(to_f16, tier);                                                                         \
     } while (0)
 

@@ -41,6 +41,14 @@
     void bxn_scan_##tier(const bxn_scan_args *args);                                               \
     void bxn_attention_f16_##tier(const bxn_attention_args *args);                                 \
     void bxn_attention_f32_##tier(const bxn_attention_args *args);                                 \
+    void bxn_attention_i8_##tier(const bxn_attention_args *args);                                  \
+    void bxn_attention_q4_##tier(const bxn_attention_args *args);                                  \
+    void bxn_attention_merge_##tier(const float *partials, uint32_t parts, uint32_t head_dim,      \
+                                    float *out);                                                   \
+    void bxn_quant_i8_##tier(const float *x, uint32_t n, int8_t *codes, float *scale);             \
+    void bxn_quant_q4_##tier(const float *x, uint32_t n, uint8_t *codes, float *scale);            \
+    void bxn_kv_rotate_##tier(const float *r, uint32_t n, const float *x, size_t ldx,              \
+                              uint32_t count, float *y);                                           \
     void bxn_to_f16_##tier(const float *x, size_t n, uint16_t *y)
 
 BXN_DECLARE_TIER(ref);

@@ -26,7 +26,8 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bxn_workspace
     ws->ld_x = bxn_round_up(X, BXN_UNIT_COLS);
     ws->ld_sum = bxn_round_up(bxn_round_up(widest, BXN_UNIT_COLS) / BXN_SUB_BLOCK, 16);
     size_t in_d = bxn_input_bytes(D), in_e = bxn_input_bytes(E), in_i = bxn_input_bytes(I);
-    ws->score_stride = bxn_round_up((size_t)window, 16) + 32;
+    uint32_t heads = config->num_heads, head_dim = config->hidden_dim / config->num_heads;
+    size_t attention_floats = bxn_attention_floats(heads, head_dim, window, &ws->score_stride);
 
     bool moe = false, ssm = false, attention = false;
     for (uint32_t i = 0; i < config->num_layers; i++) {
@@ -46,6 +47,7 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bxn_workspace
     } table[] = {
         { &ws->x, ALWAYS, T * ws->ld_d },
         { &ws->n, ALWAYS, T * ws->ld_d },
+        { &ws->rotation, ALWAYS, attention ? head_dim * bxn_round_up(head_dim, 16) : 0 },
         /* from here on not cleared */
         { &ws->inputs, ALWAYS, T * inputs / 4 },
         { &ws->sums, ALWAYS, T * ws->ld_sum },
@@ -56,7 +58,7 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bxn_workspace
         { &ws->k, ATTENTION, attention ? T * ws->ld_d : 0 },
         { &ws->v, ATTENTION, attention ? T * ws->ld_d : 0 },
         { &ws->o, ATTENTION, attention ? T * ws->ld_d : 0 },
-        { &ws->scores, ATTENTION, attention ? config->num_heads * BXN_QUERIES * ws->score_stride : 0 },
+        { &ws->scores, ATTENTION, attention ? attention_floats : 0 },
         { &ws->route, MOE, moe ? T * ws->ld_x : 0 },
         { &ws->weight, MOE, moe ? T * k : 0 },
         { &ws->shared_s, MOE, moe ? T * BXN_UNIT_COLS : 0 },
@@ -100,6 +102,8 @@ bitaxon_status bxn_workspace_create(bxn_mem *mem, const bxn_config *config, uint
     out->bytes = bytes;
     place(config, max_tokens, out);
     memset(out->memory, 0, (size_t)((char *)out->inputs - (char *)out->memory));
+    if ((void *)out->rotation != (void *)out->inputs) /* there is attention */
+        bxn_kv_rotation(out->rotation, config->hidden_dim / config->num_heads);
     return BITAXON_OK;
 }
 

@@ -61,17 +61,28 @@ typedef struct bxn_moe {
 
 /* ---- key and value pages ---------------------------------------------------------- */
 
-/* How a page of BXN_PAGE tokens is laid out: [kv layers][heads]{K, V}. */
+/* How a page of BXN_PAGE tokens is laid out: [kv layers][heads]{K, V}, each as kernels.h says. */
 typedef struct bxn_kv_layout {
     uint32_t layers, heads, head_dim;
-    uint32_t v_stride;     /* head_dim rounded up to 16 */
-    uint32_t element_bytes; /* 2: f16, 4: f32 */
+    uint32_t v_stride;       /* head_dim rounded up to 16 */
+    bxn_kv_type type;
     size_t k_bytes, v_bytes; /* of one head of one layer */
     size_t page_bytes;
 } bxn_kv_layout;
 
 void bxn_kv_layout_init(bxn_kv_layout *layout, uint32_t layers, uint32_t heads, uint32_t head_dim,
-                        uint32_t element_bytes);
+                        bxn_kv_type type);
+/* Zero the slots of a page from `used` on, and what belongs to no slot. */
+void bxn_kv_clear(const bxn_kv_layout *layout, void *page, uint32_t used);
+
+/* Put a key and a value of a head into a slot of its regions k and v; of a 4-bit cache both
+ * rotated. scratch: 4 * v_stride bytes. */
+void bxn_kv_store(const bxn_kernels *kernels, const bxn_kv_layout *layout, const float *key,
+                  const float *value, void *k, void *v, uint32_t slot, void *scratch);
+
+/* The rotation of keys, values and queries of a 4-bit cache: a symmetric orthogonal matrix
+ * [head_dim, v_stride] made from constants alone (docs/attention.md). */
+void bxn_kv_rotation(float *matrix, uint32_t head_dim);
 
 /* The pages a pass may read and write: pages[i] holds positions (first + i) * BXN_PAGE ... */
 typedef struct bxn_kv_view {
@@ -79,6 +90,10 @@ typedef struct bxn_kv_view {
     void *const *pages;
     uint64_t first;
 } bxn_kv_view;
+
+/* How a token was read: with others of a prompt, or alone, as it was generated. A cache keeps it of
+ * every token, so that a replay computes as the first reading did where the two differ. */
+typedef enum bxn_phase { BXN_PHASE_PREFILL = 0, BXN_PHASE_DECODE = 1 } bxn_phase;
 
 /* The rows first ... first + count - 1 of a pass: consecutive tokens of one sequence, with its
  * state and pages. A prompt is a pass of one segment; several sequences that decode
@@ -109,7 +124,9 @@ typedef struct bxn_workspace {
     /* state space */
     float *xz, *xc, *bcd, *y; /* y in the place of xc */
     /* attention */
-    float *q, *k, *v, *o, *scores;
+    float *q, *k, *v, *o;
+    float *rotation; /* bxn_kv_rotation */
+    float *scores;   /* bxn_attention_floats, of which each task has score_stride */
     /* experts */
     float *route;       /* [T, X] */
     float *weight;      /* [T, top_k] */
@@ -214,6 +231,8 @@ void bxn_rope_row(float *row, uint32_t head_dim, uint64_t position, float theta)
  * part only; keys and values of a segment's tokens are written to its pages. */
 bitaxon_status bxn_ssm_forward(const bxn_exec *exec, const bxn_ssm *p, uint32_t tokens,
                                const bxn_segment *segments, uint32_t n);
+/* Scratch of attention: floats in all, and of one task. */
+size_t bxn_attention_floats(uint32_t heads, uint32_t head_dim, uint64_t window, size_t *of_task);
 bitaxon_status bxn_attention_forward(const bxn_exec *exec, const bxn_attention *p, uint32_t tokens,
                                      const bxn_segment *segments, uint32_t n);
 /* ws->n -> ws->r. FORMAT when a router logit is NaN or the largest is infinite; `layer` for the message. */

@@ -48,7 +48,8 @@ typedef struct bxn_cache {
     int32_t kv_type;
     uint64_t max_tokens;
     uint64_t length;
-    int32_t *tokens; /* [max_tokens] */
+    int32_t *tokens;  /* [max_tokens] */
+    uint64_t *phases; /* a bit for each token: bxn_phase; beyond the length, what a replay goes by */
     bxn_state *state;
     bxn_state *reserve; /* taken by a checkpoint for the next commit; may be NULL */
     /* pages[i] holds positions (first_page + i) * BXN_PAGE ...; data[i] its bytes */
@@ -88,9 +89,14 @@ void bxn_state_unref(bxn_mem *mem, const bxn_model *model, bxn_state *state);
 
 /* Make pages for `count` tokens at the present length, exclusive and in place. */
 bitaxon_status bxn_cache_prepare(bxn_cache *cache, uint32_t count, bitaxon_error *error);
-/* The pass at the present length is done: take its tokens and its state; *spare becomes a
- * state for the next pass, or NULL when none is free. */
-void bxn_cache_commit(bxn_cache *cache, const int32_t *tokens, uint32_t count, bxn_state **spare);
+/* The pass at the present length is done: take its tokens, read in one phase, and its state; *spare
+ * becomes a state for the next pass, or NULL when none is free. */
+void bxn_cache_commit(bxn_cache *cache, const int32_t *tokens, uint32_t count, bxn_phase phase,
+                      bxn_state **spare);
+/* The phase of the token at `position` < max_tokens, and how many from there on (at most `most`,
+ * within max_tokens) have the same. After a rewind this holds beyond the length as well. */
+bxn_phase bxn_cache_phase(const bxn_cache *cache, uint64_t position);
+uint32_t bxn_cache_phase_run(const bxn_cache *cache, uint64_t position, uint32_t most);
 
 bitaxon_status bxn_cache_point(bxn_cache *cache, bool automatic, bitaxon_error *error);
 /* Give up all automatic checkpoints; true when there were any. */

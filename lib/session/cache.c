@@ -70,7 +70,7 @@ bitaxon_status bxn_cache_params_check(const bxn_config *config, const bitaxon_ca
         p = *params;
     if (p.kv_type == BITAXON_KV_DEFAULT)
         p.kv_type = BITAXON_KV_F16;
-    if (p.kv_type != BITAXON_KV_F16 && p.kv_type != BITAXON_KV_F32)
+    if (p.kv_type < BITAXON_KV_F16 || p.kv_type > BITAXON_KV_Q4)
         return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "bitaxon_cache_params: kv_type %d is unknown", p.kv_type);
     if (p.max_tokens == 0)
         p.max_tokens = config->max_seq_len;
@@ -87,12 +87,19 @@ bitaxon_status bxn_cache_params_check(const bxn_config *config, const bitaxon_ca
 static void layout_for(bxn_kv_layout *layout, const bxn_config *config, uint32_t attention_layers, int32_t kv_type)
 {
     bxn_kv_layout_init(layout, attention_layers, config->num_heads, config->hidden_dim / config->num_heads,
-                       kv_type == BITAXON_KV_F32 ? 4 : 2);
+                       (bxn_kv_type)kv_type);
 }
 
 uint64_t bxn_cache_state_bytes(const bxn_config *config, size_t state_floats)
 {
     return bxn_alloc_cost(state_size(state_floats, config->vocab_size));
+}
+
+static size_t phase_bytes(uint64_t max_tokens) { return (size_t)((max_tokens + 63) / 64) * sizeof(uint64_t); }
+
+static uint64_t history_bytes(uint64_t max_tokens)
+{
+    return bxn_alloc_cost(max_tokens * sizeof(int32_t)) + bxn_alloc_cost(phase_bytes(max_tokens));
 }
 
 static uint64_t table_bytes(uint64_t capacity) { return 3 * bxn_alloc_cost(capacity * sizeof(void *)); }
@@ -103,7 +110,7 @@ uint64_t bxn_cache_bytes(const bxn_config *config, size_t state_floats, uint32_t
     bxn_kv_layout layout;
     layout_for(&layout, config, attention_layers, params->kv_type);
     uint64_t capacity = layout.layers == 0 ? 0 : page_capacity(config, params->max_tokens);
-    return bxn_cache_state_bytes(config, state_floats) + bxn_alloc_cost(params->max_tokens * sizeof(int32_t)) +
+    return bxn_cache_state_bytes(config, state_floats) + history_bytes(params->max_tokens) +
            capacity * bxn_alloc_cost(page_size(&layout)) + table_bytes(capacity);
 }
 
@@ -113,7 +120,7 @@ uint64_t bxn_cache_fork_bytes(const bxn_config *config, size_t state_floats, uin
     bxn_kv_layout layout;
     layout_for(&layout, config, attention_layers, params->kv_type);
     uint64_t capacity = layout.layers == 0 ? 0 : page_capacity(config, params->max_tokens);
-    return bxn_cache_state_bytes(config, state_floats) + bxn_alloc_cost(params->max_tokens * sizeof(int32_t)) +
+    return bxn_cache_state_bytes(config, state_floats) + history_bytes(params->max_tokens) +
            (layout.layers == 0 ? 0 : bxn_alloc_cost(page_size(&layout))) + table_bytes(capacity);
 }
 
@@ -125,6 +132,10 @@ static bitaxon_status make_tables(bxn_cache *cache, bitaxon_error *error)
     cache->page_capacity = (uint32_t)capacity;
     bitaxon_status status = bxn_alloc(cache->mem, cache->max_tokens * sizeof *cache->tokens, "token history", &memory, error);
     cache->tokens = memory;
+    if (status == BITAXON_OK) {
+        status = bxn_calloc(cache->mem, phase_bytes(cache->max_tokens), "phases of tokens", &memory, error);
+        cache->phases = memory;
+    }
     if (status == BITAXON_OK) {
         status = bxn_calloc(cache->mem, capacity * sizeof(void *), "page table", &memory, error);
         cache->pages = memory;
@@ -204,6 +215,7 @@ void bxn_cache_release(bxn_cache *cache)
     bxn_free(mem, cache->spare_pages, cache->page_capacity * sizeof(void *));
     bxn_free(mem, cache->data, cache->page_capacity * sizeof(void *));
     bxn_free(mem, cache->pages, cache->page_capacity * sizeof(void *));
+    bxn_free(mem, cache->phases, phase_bytes(cache->max_tokens));
     bxn_free(mem, cache->tokens, cache->max_tokens * sizeof *cache->tokens);
     bxn_state_unref(mem, cache->model, cache->state);
     bxn_state_unref(mem, cache->model, cache->reserve);
@@ -263,9 +275,29 @@ bitaxon_status bxn_cache_prepare(bxn_cache *cache, uint32_t count, bitaxon_error
     return BITAXON_OK;
 }
 
-void bxn_cache_commit(bxn_cache *cache, const int32_t *tokens, uint32_t count, bxn_state **spare)
+bxn_phase bxn_cache_phase(const bxn_cache *cache, uint64_t position)
+{
+    return (bxn_phase)(cache->phases[position / 64] >> position % 64 & 1);
+}
+
+uint32_t bxn_cache_phase_run(const bxn_cache *cache, uint64_t position, uint32_t most)
+{
+    uint32_t run = 0;
+    while (run < most && position + run < cache->max_tokens &&
+           bxn_cache_phase(cache, position + run) == bxn_cache_phase(cache, position))
+        run++;
+    return run;
+}
+
+void bxn_cache_commit(bxn_cache *cache, const int32_t *tokens, uint32_t count, bxn_phase phase,
+                      bxn_state **spare)
 {
     memmove(cache->tokens + cache->length, tokens, count * sizeof *tokens);
+    for (uint64_t at = cache->length; at < cache->length + count; at++) {
+        uint64_t bit = (uint64_t)1 << at % 64;
+        cache->phases[at / 64] = phase == BXN_PHASE_DECODE ? cache->phases[at / 64] | bit
+                                                           : cache->phases[at / 64] & ~bit;
+    }
     cache->length += count;
     bxn_state *old = cache->state;
     cache->state = *spare;
@@ -348,6 +380,7 @@ bitaxon_status bxn_cache_copy(bxn_cache *out, bxn_cache *from, bitaxon_error *er
     out->state = from->state;
     out->length = from->length;
     memcpy(out->tokens, from->tokens, from->length * sizeof *from->tokens);
+    memcpy(out->phases, from->phases, phase_bytes(from->length));
     out->first_page = from->first_page;
     out->page_count = from->page_count;
     for (uint32_t i = 0; i < from->page_count; i++) {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* cache_file.c - a cache on disk (docs/formats.md): a header, then tokens, biases, scan
+/* cache_file.c - a cache on disk (docs/formats.md): a header, then tokens, phases, biases, scan
  * state, logits and the pages of the window, each followed by its XXH3 checksum. Slots
  * that hold nothing are written as zeros, so that equal caches make equal files. Loading
  * builds everything beside the present content and swaps at the end. */
@@ -11,7 +11,7 @@
 
 #include <string.h>
 
-#define FILE_VERSION 1u
+#define FILE_VERSION 2u
 
 typedef struct file_header {
     char magic[8]; /* "BXNCACHE" */
@@ -31,7 +31,7 @@ typedef struct file_header {
     uint32_t repetition_window;
     uint64_t seed;
     uint32_t has_logits;
-    uint32_t reserved;
+    int32_t accuracy; /* of the model that read the tokens */
 } file_header;
 
 _Static_assert(sizeof(file_header) == 120, "the header has no padding");
@@ -55,22 +55,36 @@ static bitaxon_status put(bxn_writer *writer, const void *data, size_t bytes, bi
     return status == BITAXON_OK ? bxn_writer_put(writer, &sum, sizeof sum, error) : status;
 }
 
-/* Clear the slots of a page from `used` on. */
-static void clear_slots(const bxn_kv_layout *layout, char *page, uint32_t used)
+static size_t phase_bytes(uint64_t length) { return (size_t)((length + 63) / 64) * sizeof(uint64_t); }
+
+static const char *kv_name(int32_t type)
 {
-    size_t e = layout->element_bytes, d = layout->head_dim;
-    for (uint32_t head = 0; head < layout->layers * layout->heads; head++) {
-        char *k = page + head * (layout->k_bytes + layout->v_bytes), *v = k + layout->k_bytes;
-        for (uint32_t block = 0; block < BXN_PAGE / 16; block++) {
-            uint32_t live = used <= block * 16 ? 0 : used - block * 16;
-            if (live >= 16)
-                continue;
-            for (size_t i = 0; i < d; i++)
-                memset(k + ((block * d + i) * 16 + live) * e, 0, (16 - live) * e);
-        }
-        memset(k + BXN_PAGE * d * e, 0, layout->k_bytes - BXN_PAGE * d * e);
-        memset(v + (size_t)used * layout->v_stride * e, 0, layout->v_bytes - (size_t)used * layout->v_stride * e);
-    }
+    static const char *const names[] = { "f16", "f32", "i8", "q4" };
+    return type >= BITAXON_KV_F16 && type <= BITAXON_KV_Q4 ? names[type - BITAXON_KV_F16] : "unknown";
+}
+
+static const char *accuracy_name(int32_t accuracy)
+{
+    static const char *const names[] = { "not stated", "exact", "near", "fast" };
+    return accuracy >= 0 && accuracy <= 3 ? names[accuracy] : "unknown";
+}
+
+/* The phases of the tokens read; bits after them are zero. */
+static bitaxon_status put_phases(bxn_writer *writer, const bxn_cache *cache, bitaxon_error *error)
+{
+    size_t bytes = phase_bytes(cache->length);
+    void *memory;
+    bitaxon_status status = bxn_alloc(cache->mem, bytes, "phases to save", &memory, error);
+    if (status != BITAXON_OK)
+        return status;
+    uint64_t *words = memory;
+    if (bytes != 0)
+        memcpy(words, cache->phases, bytes);
+    if (cache->length % 64 != 0)
+        words[cache->length / 64] &= ((uint64_t)1 << cache->length % 64) - 1;
+    status = put(writer, words, bytes, error);
+    bxn_free(cache->mem, memory, bytes);
+    return status;
 }
 
 bitaxon_status bxn_cache_write(const bxn_cache *cache, const char *path, bitaxon_error *error)
@@ -83,7 +97,7 @@ bitaxon_status bxn_cache_write(const bxn_cache *cache, const char *path, bitaxon
         .page_bytes = cache->layout.page_bytes, .length = cache->length, .bias_count = s->bias_count,
         .top_k = s->top_k, .temperature = s->temperature, .top_p = s->top_p, .min_p = s->min_p,
         .repetition_penalty = s->repetition_penalty, .repetition_window = s->repetition_window, .seed = s->seed,
-        .has_logits = cache->state->has_logits,
+        .has_logits = cache->state->has_logits, .accuracy = model->accuracy,
     };
     header.magic[7] = 'E';
     memcpy(header.fingerprint, model->fingerprint, sizeof header.fingerprint);
@@ -99,6 +113,8 @@ bitaxon_status bxn_cache_write(const bxn_cache *cache, const char *path, bitaxon
     if (status == BITAXON_OK)
         status = put(writer, cache->tokens, cache->length * sizeof *cache->tokens, error);
     if (status == BITAXON_OK)
+        status = put_phases(writer, cache, error);
+    if (status == BITAXON_OK)
         status = put(writer, cache->sampler.biases, s->bias_count * sizeof *cache->sampler.biases, error);
     if (status == BITAXON_OK)
         status = put(writer, cache->state->scan, model->state_floats * sizeof(float), error);
@@ -108,7 +124,7 @@ bitaxon_status bxn_cache_write(const bxn_cache *cache, const char *path, bitaxon
         uint64_t at = header.first_page + i;
         uint64_t used = cache->length - at * BXN_PAGE;
         memcpy(page, cache->data[at - cache->first_page], cache->layout.page_bytes);
-        clear_slots(&cache->layout, page, used < BXN_PAGE ? (uint32_t)used : BXN_PAGE);
+        bxn_kv_clear(&cache->layout, page, used < BXN_PAGE ? (uint32_t)used : BXN_PAGE);
         status = put(writer, page, cache->layout.page_bytes, error);
     }
     if (writer != NULL && status == BITAXON_OK)
@@ -150,8 +166,11 @@ static bitaxon_status check_header(const bxn_cache *cache, const reader *r, cons
     if (memcmp(h->fingerprint, model->fingerprint, sizeof h->fingerprint) != 0)
         return bxn_fail(error, BITAXON_MISMATCH, "%s: saved with another model (fingerprints differ)", r->path);
     if (h->kv_type != cache->kv_type)
-        return bxn_fail(error, BITAXON_MISMATCH, "%s: saved with KV type %d, this cache has %d", r->path, h->kv_type,
-                        cache->kv_type);
+        return bxn_fail(error, BITAXON_MISMATCH, "%s: saved with KV type %s, this cache has %s", r->path,
+                        kv_name(h->kv_type), kv_name(cache->kv_type));
+    if (h->accuracy != model->accuracy)
+        return bxn_fail(error, BITAXON_MISMATCH, "%s: saved by a model with accuracy %s, this one has %s", r->path,
+                        accuracy_name(h->accuracy), accuracy_name(model->accuracy));
     if (h->vocab != model->config.vocab_size || h->state_floats != model->state_floats ||
         h->page_bytes != cache->layout.page_bytes)
         return bxn_fail(error, BITAXON_MISMATCH, "%s: saved with a model of other sizes", r->path);
@@ -161,7 +180,7 @@ static bitaxon_status check_header(const bxn_cache *cache, const reader *r, cons
     uint64_t first;
     uint32_t count;
     live_pages(cache, h->length, &first, &count);
-    uint64_t expected = sizeof *h + 8 + h->length * 4 + 8 + (uint64_t)h->bias_count * 8 + 8 + h->state_floats * 4 + 8 +
+    uint64_t expected = sizeof *h + 8 + h->length * 4 + 8 + phase_bytes(h->length) + 8 + (uint64_t)h->bias_count * 8 + 8 + h->state_floats * 4 + 8 +
                         (h->has_logits ? (uint64_t)h->vocab * 4 + 8 : 0) + count * (h->page_bytes + 8);
     if (h->first_page != first || h->page_count != count || h->bias_count > BXN_MAX_BIAS || h->has_logits > 1 ||
         (h->length != 0) != (h->has_logits != 0) || expected != r->source.size)
@@ -173,6 +192,7 @@ static bitaxon_status check_header(const bxn_cache *cache, const reader *r, cons
 /* Everything a load makes before it touches the cache. */
 typedef struct fresh {
     int32_t *tokens;
+    uint64_t *phases;
     bitaxon_logit_bias biases[BXN_MAX_BIAS];
     bxn_state *state;
     bxn_cache pages; /* a cache used for its tables alone */
@@ -190,6 +210,14 @@ static bitaxon_status read_all(bxn_cache *cache, reader *r, const file_header *h
         if (f->tokens[i] < 0 || (uint32_t)f->tokens[i] >= h->vocab)
             status = bxn_fail(error, BITAXON_FORMAT, "%s: token %llu is %d, the vocabulary has 0 to %u", r->path,
                               (unsigned long long)i, f->tokens[i], h->vocab - 1);
+    if (status == BITAXON_OK) {
+        status = bxn_alloc(cache->mem, phase_bytes(h->length), "phases of tokens", &memory, error);
+        f->phases = memory;
+    }
+    if (status == BITAXON_OK)
+        status = get(r, f->phases, phase_bytes(h->length), "the phases of the tokens", error);
+    if (status == BITAXON_OK && h->length % 64 != 0 && f->phases[h->length / 64] >> h->length % 64 != 0)
+        status = bxn_fail(error, BITAXON_FORMAT, "%s: phases of tokens that were not read", r->path);
     if (status == BITAXON_OK)
         status = get(r, f->biases, h->bias_count * sizeof *f->biases, "the logit biases", error);
     if (status == BITAXON_OK) {
@@ -257,6 +285,8 @@ bitaxon_status bxn_cache_read(bxn_cache *cache, const char *path, bitaxon_error 
 
     bxn_cache_clear(cache);
     memcpy(cache->tokens, f->tokens, header.length * sizeof *f->tokens);
+    if (header.length != 0)
+        memcpy(cache->phases, f->phases, phase_bytes(header.length));
     cache->length = header.length;
     bxn_state_unref(cache->mem, cache->model, cache->state);
     cache->state = f->state;
@@ -267,6 +297,7 @@ bitaxon_status bxn_cache_read(bxn_cache *cache, const char *path, bitaxon_error 
     memset(&f->sampler, 0, sizeof f->sampler);
 done:
     if (f != NULL) {
+        bxn_free(cache->mem, f->phases, f->phases == NULL ? 0 : phase_bytes(header.length));
         bxn_free(cache->mem, f->tokens, header.length * sizeof *f->tokens);
         bxn_state_unref(cache->mem, cache->model, f->state);
         bxn_sampler_free(cache->mem, &f->sampler);

@@ -193,8 +193,8 @@ static void populate(bxn_session *session, uint32_t tokens)
     session->populated += piece;
 }
 
-static bitaxon_status read_tile(bxn_session *session, bool watch, const int32_t *tile, uint32_t count,
-                                float *logits, float *logprobs, double *sum, bitaxon_error *error)
+static bitaxon_status read_tile(bxn_session *session, bool watch, bxn_phase phase, const int32_t *tile,
+                                uint32_t count, float *logits, float *logprobs, double *sum, bitaxon_error *error)
 {
     const bxn_model *model = session->model;
     bxn_cache *cache = session->cache;
@@ -223,7 +223,7 @@ static bitaxon_status read_tile(bxn_session *session, bool watch, const int32_t 
         return status;
     if (sum != NULL)
         *sum += tile_sum;
-    bxn_cache_commit(cache, tile, count, &session->spare);
+    bxn_cache_commit(cache, tile, count, phase, &session->spare);
     return BITAXON_OK;
 }
 
@@ -269,8 +269,13 @@ bitaxon_status bxn_session_read(bxn_session *session, bxn_read_kind kind, const 
         uint32_t most = watch ? session->tile : BXN_TILE;
         uint32_t n = count - at < most ? (uint32_t)(count - at) : most;
         session->tick_ns = watch ? bxn_now_ns(session->mem) : 0;
+        bxn_phase phase = kind == BXN_READ_DECODE ? BXN_PHASE_DECODE : BXN_PHASE_PREFILL;
+        if (kind == BXN_READ_REPLAY) { /* as they were read first */
+            phase = bxn_cache_phase(cache, cache->length);
+            n = bxn_cache_phase_run(cache, cache->length, n);
+        }
         populate(session, n);
-        status = read_tile(session, watch, tokens + at, n, logits != NULL ? logits + at * vocab : NULL,
+        status = read_tile(session, watch, phase, tokens + at, n, logits != NULL ? logits + at * vocab : NULL,
                            logprobs != NULL ? logprobs + at : NULL, sum, error);
         if (status != BITAXON_OK)
             break;

@@ -89,7 +89,7 @@ static void step(input *in, slot *slots, int32_t *kv)
         return;
     }
     if (s->session == NULL) {
-        kv[which] = 1 + value % 2;
+        kv[which] = 1 + value % 4;
         make_slot(s, NULL, kv[which], &error);
         fault_host_disarm(&fault);
         return;

@@ -52,7 +52,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (model == NULL) {
         fault_host_init(&fault);
         bitaxon_model_params params = { .struct_size = sizeof params, .path = "tests/golden/tiny-q4", .threads = 1,
-                                        .host = &fault.host };
+                                        .host = &fault.host, .accuracy = BITAXON_ACCURACY_EXACT };
         FUZZ_CHECK(bitaxon_model_open(&params, &model, &error) == BITAXON_OK);
     }
     int64_t before = fault.bytes;
@@ -68,7 +68,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             sum_again(copy, size, 0, 120);
             if (length < size) {
                 sum_again(copy, size, 128, length * 4);
-                sum_again(copy, size, (size_t)(128 + length * 4 + 8), (uint64_t)biases * 8);
+                uint64_t phases = 128 + length * 4 + 8, phase_bytes = (length + 63) / 64 * 8;
+                sum_again(copy, size, (size_t)phases, phase_bytes);
+                sum_again(copy, size, (size_t)(phases + phase_bytes + 8), (uint64_t)biases * 8);
             }
         }
         bitaxon_cache_params cache = { .struct_size = sizeof cache, .max_tokens = 128 };

@@ -48,6 +48,18 @@ static int32_t find_accuracy(const char *name)
     return -1;
 }
 
+/* BITAXON_KV_DEFAULT: no such name. */
+static int32_t find_kv(const char *name)
+{
+    static const char *const names[] = {"f16", "f32", "i8", "q4"};
+    for (int32_t i = 0; i < 4; i++) {
+        if (strcmp(name, names[i]) == 0) {
+            return BITAXON_KV_F16 + i;
+        }
+    }
+    return BITAXON_KV_DEFAULT;
+}
+
 int tool_model_args_check(const char *command, const tool_model_args *args)
 {
     if (args->isa != NULL) {
@@ -64,8 +76,8 @@ int tool_model_args_check(const char *command, const tool_model_args *args)
         return tool_usage_error(command, "--accuracy: '%s' is not exact, near or fast",
                                 args->accuracy);
     }
-    if (args->kv != NULL && strcmp(args->kv, "f16") != 0 && strcmp(args->kv, "f32") != 0) {
-        return tool_usage_error(command, "--kv: '%s' is not f16 or f32", args->kv);
+    if (args->kv != NULL && find_kv(args->kv) == BITAXON_KV_DEFAULT) {
+        return tool_usage_error(command, "--kv: '%s' is not f16, f32, i8 or q4", args->kv);
     }
     return TOOL_OK;
 }
@@ -75,7 +87,7 @@ int32_t tool_kv_type(const tool_model_args *args, int32_t fallback)
     if (args->kv == NULL) {
         return fallback;
     }
-    return strcmp(args->kv, "f32") == 0 ? BITAXON_KV_F32 : BITAXON_KV_F16;
+    return find_kv(args->kv);
 }
 
 static void log_warning(void *user, int32_t level, const char *line)

@@ -37,7 +37,7 @@ typedef struct tool_model_args {
 
 #define TOOL_KV_OPTION(args, default_text)                                                         \
     TOOL_TEXT("kv", 0, "TYPE", &(args)->kv,                                                        \
-              "f16 or f32: type of the attention window (default: " default_text ")")
+              "f16, f32, i8 or q4: type of the attention window (default: " default_text ")")
 
 /* Check --isa, --accuracy and --kv. Command names the one to ask for --help. */
 int tool_model_args_check(const char *command, const tool_model_args *args);

@@ -33,7 +33,9 @@ const entry entries[] = {
     ENTRY(mm_bf16, COMMON),       ENTRY(block_sums, COMMON),    ENTRY(rmsnorm, COMMON),
     ENTRY(add, COMMON),           ENTRY(scale_add, COMMON),     ENTRY(silu_mul, COMMON),
     ENTRY(conv_silu, COMMON),     ENTRY(scan, COMMON),          ENTRY(to_f16, COMMON),
-    ENTRY(attention_f16, COMMON), ENTRY(attention_f32, COMMON),
+    ENTRY(attention_f16, COMMON), ENTRY(attention_f32, COMMON), ENTRY(attention_i8, COMMON),
+    ENTRY(attention_q4, COMMON),  ENTRY(attention_merge, COMMON), ENTRY(quant_i8, COMMON),
+    ENTRY(quant_q4, COMMON),      ENTRY(kv_rotate, COMMON),
 };
 const size_t entry_count = sizeof entries / sizeof entries[0];
 _Static_assert(sizeof entries / sizeof entries[0] * sizeof(void (*)(void)) + sizeof(uint64_t) ==

@@ -87,6 +87,12 @@ void check_conv_silu(run *r);
 void check_scan(run *r);
 void check_attention_f16(run *r);
 void check_attention_f32(run *r);
+void check_attention_i8(run *r);
+void check_attention_q4(run *r);
+void check_attention_merge(run *r);
+void check_quant_i8(run *r);
+void check_quant_q4(run *r);
+void check_kv_rotate(run *r);
 void check_to_f16(run *r);
 
 /* Speed of every entry of these tables beside the machine's own limits. */

@@ -259,62 +259,75 @@ static void bench_state(const subject *s)
 #define HEAD_DIM 80u
 #define WINDOW 4096u
 
-/* Heads of one layer after another over distinct memory, as a decoder reads them. */
+/* Heads of one layer after another over distinct memory: one query each, as a decoder reads
+ * them, or 128 queries of a head in turn, as a tile of a prompt does. */
 static void run_attention(void *context, unsigned thread)
 {
     job *j = context;
-    const size_t size = j->kind == BXN_F32 ? 4 : 2, head = BXN_PAGE * HEAD_DIM * size;
-    const size_t page_bytes = 2 * head * HEADS;
-    const void *pages[WINDOW / BXN_PAGE + 1];
+    static const size_t twice[] = {0, 4, 8, 2, 1}; /* bytes of two values */
+    const size_t region = BXN_PAGE * HEAD_DIM * twice[j->kind] / 2 + (j->kind > BXN_KV_F32 ? 256 : 0);
+    /* pages are allocations of their own: not a power of two apart */
+    const size_t page_bytes = 2 * region * HEADS + 4096 + 64;
+    const void *pages[WINDOW / BXN_PAGE + 3];
     const size_t layer_bytes = page_bytes * (WINDOW / BXN_PAGE);
+    const bxn_kernels *k = j->s->k;
+    void (*const entry[])(const bxn_attention_args *) = {NULL, k->attention_f16, k->attention_f32, k->attention_i8,
+                                                         k->attention_q4};
     for (uint32_t layer = 0; layer < j->parts; layer++) {
-        for (size_t p = 0; p <= WINDOW / BXN_PAGE; p++)
+        for (size_t p = 0; p < WINDOW / BXN_PAGE + 3; p++)
             pages[p] = j->s->buffer + layer * layer_bytes + p % (WINDOW / BXN_PAGE) * page_bytes;
         for (uint32_t h = HEADS * thread / j->threads; h < HEADS * (thread + 1) / j->threads; h++) {
-            bxn_attention_args a = {.q = j->mm.x,
-                                    .ldq = HEAD_DIM,
-                                    .scale = 0.11f,
-                                    .count = j->tokens,
-                                    .head_dim = HEAD_DIM,
-                                    .position = WINDOW - 1,
-                                    .window = WINDOW,
-                                    .pages = pages,
-                                    .first_page = 0,
-                                    .k_offset = h * 2 * head,
-                                    .v_offset = (h * 2 + 1) * head,
-                                    .scores = j->scratch[thread],
-                                    .score_stride = WINDOW + 32,
-                                    .out = j->scratch[thread] + 4 * (WINDOW + 32),
-                                    .ldout = HEAD_DIM};
-            (j->kind == BXN_F32 ? j->s->k->attention_f32 : j->s->k->attention_f16)(&a);
+            for (uint32_t done = 0; done < j->tokens; done += BXN_QUERIES) {
+                bxn_attention_args a = {.q = j->mm.x,
+                                        .ldq = HEADS * HEAD_DIM,
+                                        .scale = 0.11f,
+                                        .count = j->tokens - done < BXN_QUERIES ? j->tokens - done : BXN_QUERIES,
+                                        .head_dim = HEAD_DIM,
+                                        .position = WINDOW - 1 + done,
+                                        .window = WINDOW,
+                                        .pages = pages,
+                                        .first_page = 0,
+                                        .k_offset = h * 2 * region,
+                                        .v_offset = (h * 2 + 1) * region,
+                                        .scratch = j->scratch[thread],
+                                        .part = BXN_ALL_PARTS,
+                                        .out = j->mm.y + thread * BXN_QUERIES * HEAD_DIM,
+                                        .ldout = HEAD_DIM};
+                entry[j->kind](&a);
+            }
         }
     }
 }
 
-static void bench_attention(const subject *s, bxn_dtype dtype, uint32_t queries, unsigned threads)
+static void bench_attention(const subject *s, bxn_kv_type type, uint32_t queries, unsigned threads)
 {
-    const char *name = dtype == BXN_F32 ? "attention_f32" : "attention_f16";
+    static const char *const names[] = {"", "attention_f16", "attention_f32", "attention_i8", "attention_q4"};
+    static const double bytes_of[] = {0, 2, 4, 1.05, 0.55};
+    const char *name = names[type];
     if (!selected(s, name))
         return;
-    const size_t bytes = (size_t)2 * HEADS * HEAD_DIM * WINDOW * (dtype == BXN_F32 ? 4 : 2);
-    float *q = floats(BXN_QUERIES * HEAD_DIM);
+    const double bytes = 2.0 * HEADS * HEAD_DIM * WINDOW * bytes_of[type];
+    float *q = floats((size_t)BXN_QUERIES * HEADS * HEAD_DIM);
+    float *out = floats((size_t)threads * BXN_QUERIES * HEAD_DIM);
     job j = {.s = s,
              .threads = threads,
-             .kind = (int)dtype,
+             .kind = (int)type,
              .tokens = queries,
-             .mm = {.x = q},
-             .parts = s->k->features == 0 ? 1 : (uint32_t)(BUFFER_BYTES / bytes) - 1};
+             .mm = {.x = q, .y = out},
+             .parts = s->k->features == 0 || queries > 1 ? 1 : (uint32_t)((double)BUFFER_BYTES / bytes) - 1};
     for (unsigned t = 0; t < threads; t++)
-        j.scratch[t] = floats(4 * (WINDOW + 32) + 4 * HEAD_DIM);
+        j.scratch[t] = floats(bxn_attention_scratch(HEAD_DIM));
     double seconds = best_seconds(&j, run_attention);
     char what[64];
     snprintf(what, sizeof what, "32 x 80, window 4096, queries=%u", queries);
-    print_bytes(&j, name, what, (double)bytes * j.parts, seconds);
     if (queries > 1)
         print_flops(&j, name, what, 4.0 * HEADS * HEAD_DIM * WINDOW * queries * j.parts, seconds);
+    else
+        print_bytes(&j, name, what, bytes * j.parts, seconds);
     for (unsigned t = 0; t < threads; t++)
         free(j.scratch[t]);
     free(q);
+    free(out);
 }
 
 /* ---- elementwise
@@ -405,8 +418,8 @@ int bench_kernels(const bxn_kernels *tables, const char *const *names, size_t co
             bench_dense(&s, BXN_F32, 1, threads);
             bench_dense(&s, BXN_F16, 1, threads);
             bench_dense(&s, BXN_BF16, 1, threads);
-            bench_attention(&s, BXN_F16, 1, threads);
-            bench_attention(&s, BXN_F32, 1, threads);
+            for (bxn_kv_type type = BXN_KV_F16; type <= BXN_KV_Q4; type++)
+                bench_attention(&s, type, 1, threads);
             bench_near(&s, threads);
         }
         bench_packed(&s, 4, true, 2560, 2, 1);
@@ -417,7 +430,8 @@ int bench_kernels(const bxn_kernels *tables, const char *const *names, size_t co
         bench_packed(&s, 8, true, 2560, 128, 1);
         bench_dense(&s, BXN_F32, 128, 1);
         bench_dense(&s, BXN_F16, 128, 1);
-        bench_attention(&s, BXN_F16, 4, 1);
+        for (bxn_kv_type type = BXN_KV_F16; s.k->features != 0 && type <= BXN_KV_Q4; type++)
+            bench_attention(&s, type, 128, 1);
         bench_state(&s);
         if (selected(&s, "scan")) {
             bench_scan(s.k, s.tier);
