@@ -39,8 +39,10 @@
     {                                                                                              \
         type a[CHAINS], m = zero;                                                                  \
         UNROLL                                                                                     \
-        for (int i = 0; i < CHAINS; i++)                                                           \
+        for (int i = 0; i < CHAINS; i++) {                                                         \
             a[i] = zero;                                                                           \
+            __asm__ volatile("" : KEEP(a[i])); /* or equal chains would become one */              \
+        }                                                                                          \
         for (long n = 0; n < ROUNDS; n++) {                                                        \
             __asm__ volatile("" : KEEP(m));                                                         \
             UNROLL                                                                                 \
