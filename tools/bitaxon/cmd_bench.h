@@ -93,6 +93,7 @@ typedef struct bench_args {
 /* Facts of the model. */
 typedef struct bench_facts {
     char kernels[80];
+    char accuracy[16];
     char fingerprint[40];
     uint64_t features;
     uint64_t parameters, active, context, window, vocab;

@@ -96,6 +96,8 @@ int bench_open_model(bench_run *run)
     }
     (void)bitaxon_model_info_text(run->model, "kernels", facts->kernels, sizeof facts->kernels,
                                   NULL, NULL);
+    (void)bitaxon_model_info_text(run->model, "accuracy", facts->accuracy, sizeof facts->accuracy,
+                                  NULL, NULL);
     (void)bitaxon_model_info_text(run->model, "fingerprint", facts->fingerprint,
                                   sizeof facts->fingerprint, NULL, NULL);
     facts->features = (uint64_t)fact(run->model, "cpu_features");

@@ -81,6 +81,11 @@ static uint64_t memory_bytes(void)
     return pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : 0;
 }
 
+static const char *window_type(const bench_run *run)
+{
+    return run->args->model.kv != NULL ? run->args->model.kv : "f16";
+}
+
 /* ---- tables ------------------------------------------------------------------------------------- */
 
 /* Column widths of the text; 0: as long as it is. Negative: to the left. */
@@ -232,7 +237,8 @@ static void print_text(const bench_run *run, bool markdown)
                  tool_bytes_text((uint64_t)bench_weights_bytes(facts, 1), text[0]),
                  tool_bytes_text((uint64_t)facts->state_bytes, text[1]),
                  tool_bytes_text((uint64_t)facts->kv_bytes, text[2]));
-        tool_out("%sruns on  %u threads, kernels %s\n", line, run->threads, facts->kernels);
+        tool_out("%sruns on  %u threads, kernels %s, accuracy %s, window in %s\n", line, run->threads,
+                 facts->kernels, facts->accuracy, window_type(run));
     }
     print_limits(run, markdown);
     print_results(run, markdown);
@@ -343,6 +349,8 @@ static void print_json(const bench_run *run)
         tool_json_set_string(model, "path", run->path);
         tool_json_set_string(model, "fingerprint", facts->fingerprint);
         tool_json_set_string(model, "kernels", facts->kernels);
+        tool_json_set_string(model, "accuracy", facts->accuracy);
+        tool_json_set_string(model, "kv", window_type(run));
         tool_json_set_integer(model, "parameters", facts->parameters);
         tool_json_set_integer(model, "active_parameters", facts->active);
         tool_json_set_integer(model, "window", facts->window);
