@@ -248,6 +248,11 @@ static void print_text(const bench_run *run, bool markdown)
     }
     if (run->stopped) {
         tool_out("%sended early: %s\n", line, run->stop_reason);
+        for (uint32_t i = 0; i < run->row_count; i++) {
+            if (run->rows[i].value.count == 0) {
+                tool_out("%sbegun, not finished: %s\n", line, run->rows[i].name);
+            }
+        }
     }
     for (uint32_t i = 0; i < run->left_out_count; i++) {
         tool_out("%sleft out: %s\n", line, run->left_out[i]);
