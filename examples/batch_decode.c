@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* batch.c - several prompts continued together: one session each, one pass through the model
+/* batch_decode.c - several prompts continued together: one session each, one pass through the model
  * for all of them. Each text is the one that its prompt would get alone.
- *   batch MODEL TOKENS PROMPT... */
+ *   batch_decode MODEL TOKENS PROMPT... */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,7 +49,7 @@ int main(int argc, char **argv)
     int failed = 1;
 
     if (count == 0 || count > BITAXON_BATCH_MAX) {
-        fprintf(stderr, "usage: batch MODEL TOKENS PROMPT...\n");
+        fprintf(stderr, "usage: batch_decode MODEL TOKENS PROMPT...\n");
         return 2;
     }
     unsigned long tokens = strtoul(argv[2], NULL, 10);
@@ -74,7 +74,7 @@ int main(int argc, char **argv)
 
 done:
     if (failed)
-        fprintf(stderr, "batch: %s\n", error.message);
+        fprintf(stderr, "batch_decode: %s\n", error.message);
     for (uint32_t i = 0; i < count; i++)
         bitaxon_session_free(sessions[i]);
     bitaxon_model_free(model);
