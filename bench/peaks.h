@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* peaks.h - the arithmetic peaks of the machine by instruction and width, measured. Used by
  * checkkern --bench, which prints products with integers beside the peak of the instructions
- * that they may use. */
+ * that they may use, and by `bitaxon bench`, which prints them all. */
 #ifndef BENCH_PEAKS_H
 #define BENCH_PEAKS_H
 
-/* Sums of products over independent registers, of 256 or 512 bits. */
+/* Sums of products over independent registers, of 128, 256 or 512 bits. A new kind gets a row in the
+ * table of peaks.c; one that needs compile flags of its own, a file of its own. */
 typedef enum bench_peak_kind {
+    BENCH_F32_128,     /* fused where every machine of the architecture has it (Arm64) */
+    BENCH_DOT8_128,    /* Arm64: sdot */
     BENCH_F32_256,     /* fused multiply-add */
     BENCH_F32_512,
     BENCH_I16_256,     /* vpmaddwd, vpaddd */
@@ -20,7 +23,8 @@ typedef enum bench_peak_kind {
     BENCH_PEAK_KINDS
 } bench_peak_kind;
 
-const char *bench_peak_name(bench_peak_kind kind);
+const char *bench_peak_name(bench_peak_kind kind); /* for people: "f32 fma, 512 bits" */
+const char *bench_peak_key(bench_peak_kind kind);  /* for programs: "f32_512" */
 
 /* Operations per second of all threads together, two per multiply-add, of one run of about
  * 20 ms; 0 when the machine has not the instructions. */

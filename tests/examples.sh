@@ -45,6 +45,12 @@ example chat '[1-9][0-9]* of them read before' sh -c '"$1" "$2" 12 <"$3"' - "$bi
     "$tmp/lines"
 example fork_prefix 'continued 3 times' \
     "$bin/fork_prefix" "$model" "The door opened and" " a cat" " a king" " nothing"
+example batch_decode '^3 texts of 12 tokens, 12 passes' \
+    "$bin/batch_decode" "$model" 12 "A cat" "The door opened and" "Once"
+grep -a '^.A cat' "$tmp/out" >"$tmp/first"
+"$bin/batch_decode" "$model" 12 "A cat" 2>/dev/null | grep -a '^.A cat' >"$tmp/second"
+if cmp -s "$tmp/first" "$tmp/second"; then pass examples/batch-alone; else
+    fail examples/batch-alone "a text differs from the one that its prompt gets alone"; fi
 example custom_host '^0 allocations for 32 tokens' "$bin/custom_host" "$model" "Count me"
 grep -aq ' 0 bytes left' "$tmp/out" || fail examples/custom_host-balance "$(tail -n 1 "$tmp/out")"
 

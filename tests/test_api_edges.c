@@ -583,6 +583,7 @@ static void test_sessions(void **state)
     EDGE(INVALID_ARGUMENT, bitaxon_session_decode(NULL, &token, e));
     EDGE(INVALID_ARGUMENT, bitaxon_session_decode(session, NULL, e));
     EDGE(BAD_STATE, bitaxon_session_decode(fresh, &token, e));
+    EDGE(INVALID_ARGUMENT, bitaxon_batch_decode(NULL, 1, &token, NULL, e));
     EDGE(INVALID_ARGUMENT, bitaxon_session_sample(NULL, &token, e));
     EDGE(INVALID_ARGUMENT, bitaxon_session_sample(session, NULL, e));
     EDGE(BAD_STATE, bitaxon_session_sample(fresh, &token, e));

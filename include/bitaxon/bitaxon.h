@@ -4,6 +4,7 @@
 #define BITAXON_BITAXON_H
 
 #include <bitaxon/base.h>
+#include <bitaxon/batch.h>
 #include <bitaxon/cache.h>
 #include <bitaxon/convert.h>
 #include <bitaxon/host.h>

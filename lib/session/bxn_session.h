@@ -7,6 +7,7 @@
 #include "tokenizer/bxn_tokenizer.h"
 
 #define BXN_SCORE_ROWS 16 /* rows of logits at a time when scoring */
+#define BXN_BATCH_MAX BXN_SCORE_ROWS /* sessions that decode together */
 
 typedef struct bxn_session {
     bxn_mem *mem;
@@ -52,6 +53,16 @@ bitaxon_status bxn_session_read(bxn_session *session, bxn_read_kind kind, const 
                                 size_t count, float *logits, float *logprobs, double *sum,
                                 bitaxon_error *error);
 bitaxon_status bxn_session_step(bxn_session *session, int32_t *token, bitaxon_error *error);
+
+/* Make the spare state and the pages for a pass of `count` tokens. */
+bitaxon_status bxn_session_prepare(bxn_session *session, uint32_t count, bitaxon_error *error);
+/* After a commit: the automatic checkpoint, when one is due. */
+void bxn_session_keep_point(bxn_cache *cache);
+/* One step of each of count <= BXN_BATCH_MAX distinct sessions of one model, all or nothing. On
+ * failure *failed is the session's index, or count. */
+bitaxon_status bxn_batch_step(bxn_session *const *sessions, uint32_t count, int32_t *tokens, uint32_t *failed,
+                              bitaxon_error *error);
+
 bitaxon_status bxn_session_return(bxn_session *session, uint64_t position, bitaxon_error *error);
 bitaxon_status bxn_session_run(bxn_session *session, const bitaxon_generate_params *params,
                                bitaxon_generate_result *result, bitaxon_error *error);

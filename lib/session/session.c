@@ -179,6 +179,14 @@ static bitaxon_status prepare(bxn_cache *cache, uint32_t count, bitaxon_error *e
     return bxn_fail(error, status, "%s", first.message);
 }
 
+bitaxon_status bxn_session_prepare(bxn_session *session, uint32_t count, bitaxon_error *error)
+{
+    bitaxon_status status = BITAXON_OK;
+    if (session->spare == NULL)
+        status = bxn_state_create(session->mem, session->model, &session->spare, error);
+    return status == BITAXON_OK ? prepare(session->cache, count, error) : status;
+}
+
 /* A long prompt comes to use all weights, those of rare experts last of all. Bring in a little
  * of the mapping with each tile, so that what the process holds is settled after some
  * thousand tokens, whatever follows. */
@@ -199,11 +207,7 @@ static bitaxon_status read_tile(bxn_session *session, bool watch, bxn_phase phas
     const bxn_model *model = session->model;
     bxn_cache *cache = session->cache;
     uint32_t vocab = model->config.vocab_size;
-    bitaxon_status status = BITAXON_OK;
-    if (session->spare == NULL)
-        status = bxn_state_create(session->mem, model, &session->spare, error);
-    if (status == BITAXON_OK)
-        status = prepare(cache, count, error);
+    bitaxon_status status = bxn_session_prepare(session, count, error);
     if (status != BITAXON_OK)
         return status;
     bxn_exec exec = { &model->kernels, model->pool, &session->cancel, &session->ws, watch ? tick : NULL, session, error };
@@ -227,7 +231,7 @@ static bitaxon_status read_tile(bxn_session *session, bool watch, bxn_phase phas
     return BITAXON_OK;
 }
 
-static void keep_point(bxn_cache *cache)
+void bxn_session_keep_point(bxn_cache *cache)
 {
     uint64_t last = cache->point_count == 0 ? 0 : cache->points[cache->point_count - 1].position;
     if (cache->interval == 0 || cache->length - last < cache->interval)
@@ -280,7 +284,7 @@ bitaxon_status bxn_session_read(bxn_session *session, bxn_read_kind kind, const 
         if (status != BITAXON_OK)
             break;
         at += n;
-        keep_point(cache);
+        bxn_session_keep_point(cache);
         session->progress.done = at;
         if (watch) {
             status = tick(session);

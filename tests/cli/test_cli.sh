@@ -89,7 +89,7 @@ run --help
 check "help" grep -q '^Usage: bitaxon COMMAND' "$out"
 fails "no command" 2 "no command"
 fails "unknown command" 2 "unknown command 'fly'" fly
-for command in run chat inspect quantize pack verify new eval logits; do
+for command in run chat inspect quantize pack verify new eval logits bench; do
     run "$command" --help
     check "$command --help exits with 0" exits 0
     check "$command --help shows usage" grep -q "^Usage: bitaxon $command" "$out"
@@ -97,7 +97,7 @@ for command in run chat inspect quantize pack verify new eval logits; do
     check "$command --help fits 100 columns" awk 'length > 100 { exit 1 }' "$out"
     check "$command is in the manual" grep -q "bitaxon $command" "$root/docs/command.md"
     fails "$command: unknown option" 2 "frobnicate" "$command" --frobnicate
-    fails "$command: no argument" 2 "missing" "$command"
+    [ "$command" = bench ] || fails "$command: no argument" 2 "missing" "$command"
 done
 fails "value missing" 2 "needs a value" run m p --max-tokens
 fails "flag with value" 2 "takes no value" run m p --json=1
@@ -271,6 +271,105 @@ printf '5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20' >"$dir/ids"
 run logits "$dir/q4" --ids "$dir/ids" --output "$dir/q4.safetensors"
 run logits "$dir/packed" --ids "$dir/ids" --output "$dir/packed.safetensors"
 check "a packed model computes the same bits" cmp "$dir/q4.safetensors" "$dir/packed.safetensors"
+
+# ---- bench -------------------------------------------------------------------------------
+
+# Every number of the JSON is there and in a sane range: shares are of limits measured beside.
+bench_sane() {
+    awk '/"share":/ { n++; v = $2 + 0; if (v <= 0 || v > 10) bad++ }
+        /"(value|rate|limit)(_min|_max)?":/ { if ($2 + 0 < 0 || $2 ~ /null/) bad++ }
+        END { exit !(bad == 0 && n >= want) }' want="$1" "$out"
+}
+run bench --rounds 1 --json
+check "bench without a model" exits 0
+check "bench without a model: limits" test "$(grep -c '"key"' "$out")" -ge 4
+check "bench without a model: reading" grep -q '"key": "read_8"' "$out"
+check "bench without a model: no results" grep -q '"results": \[\]' "$out"
+check "bench without a model: complete" test "$(json complete)" = true
+run bench "$dir/q4" --rounds 1 --lengths 16,64
+check "bench" exits 0
+check "bench is quiet on stderr in a pipe" test ! -s "$err"
+check "bench fits 100 columns" awk 'length > 100 { exit 1 }' "$out"
+for word in 'open, warm' 'prefill, 64 tokens' 'decode, short context' 'sequences together' \
+    'CPU between calls' 'open to first token' 'peak memory' 'f32' 'read, '; do
+    check "bench shows: $word" grep -q "$word" "$out"
+done
+run bench "$dir/q4" --rounds 2 --lengths 16,64 --only prefill,decode,batch --json --threads 2
+check "bench --json" exits 0
+check "bench --json: shares" bench_sane 6
+check "bench --json: threads" test "$(json threads)" = 2
+check "bench --json: only what was asked" sh -c '! grep -q "\"key\": \"\(open\|idle\|read_1\)\"" "$1"' \
+    sh "$out"
+run bench "$dir/q4" --rounds 1 --lengths 16 --only prefill --markdown
+check "bench --markdown" grep -q '^| prefill, 16 tokens |' "$out"
+run bench "$dir/q4" --lengths 16,9000 --only prefill --rounds 1
+check "bench: a prompt longer than the context" grep -q 'left out: prefill, 9000 tokens.*8192' "$out"
+last="bench --max-seconds 2"
+begun=$(date +%s)
+run bench "$dir/q4" --max-seconds 2 --only prefill,decode,idle --rounds 25 --json
+check "bench --max-seconds: exit code" exits 0
+check "bench --max-seconds: holds" test $(($(date +%s) - begun)) -le 12
+check "bench --max-seconds: says so" test "$(json complete)" = false
+last="bench, interrupted"
+timeout --preserve-status -s INT 2 "$bin" bench "$dir/q4" --rounds 25 >"$out" 2>"$err" </dev/null
+code=$?
+check "bench interrupted: exit code" exits 130
+check "bench interrupted: prints what there is" grep -q 'ended early: it was interrupted' "$out"
+fails "bench: unknown part" 2 "'speed'" bench m --only limits,speed
+fails "bench: lengths" 2 "ascending" bench m --lengths 512,128
+fails "bench: parts without a model" 2 "without MODEL" bench --only decode
+fails "bench: compare without a model" 2 "needs a MODEL" bench --compare x
+fails "bench: model of nothing" 2 "needs --compare" bench m --compare-model x
+fails "bench: two forms" 2 "one of them" bench m --json --markdown
+fails "bench: no such model" 1 "no-such-model" bench "$dir/no-such-model"
+# A program that answers as llama-bench does: rates 100, 200, 300, or what PEER says.
+cat >"$dir/peer" <<'END'
+#!/bin/sh
+while [ $# -gt 0 ]; do
+    case $1 in
+    -p) prompt=$2 ;;
+    -n) generate=$2 ;;
+    -d) depth=$2 ;;
+    -t) threads=$2 ;;
+    -m) model=$2 ;;
+    esac
+    shift
+done
+case $PEER in
+fail) echo "no such model" >&2; exit 3 ;;
+rubbish) echo "not JSON"; exit 0 ;;
+hang) exec sleep 60 ;;
+esac
+echo "[ { \"build_commit\": \"abc\", \"model_type\": \"$model $threads\", \"model_size\": 5000000,"
+echo "\"n_prompt\": $prompt, \"n_gen\": $generate, \"n_depth\": $depth,"
+echo "\"samples_ts\": [ 300.0, 100.0, 200.0 ] } ]"
+END
+chmod +x "$dir/peer"
+compare="bench $dir/q4 --only prefill,decode --rounds 1 --lengths 16 --threads 2 --compare $dir/peer"
+# shellcheck disable=SC2086
+{
+    run $compare --compare-model some.gguf
+    check "bench --compare" exits 0
+    check "bench --compare: prefill" grep -q '^prefill, 16 tokens .* 200.0 tokens/s .* 1/3$' "$out"
+    check "bench --compare: decode" grep -q '^decode, short context .* 200.0 tokens/s .* 1/3$' "$out"
+    check "bench --compare: who it was" grep -q '^llama.cpp: abc, some.gguf 2, 5 MB' "$out"
+    run $compare --json
+    check "bench --compare --json" awk '
+        /"bitaxon":/ { ours = $2 + 0 } /"peer":/ { peer = $2 + 0 }
+        /"ratio":/ { n++; r = ours / peer / ($2 + 0); if (r < 0.999 || r > 1.001 || peer != 200) bad++ }
+        END { exit !(n == 2 && bad == 0) }' "$out"
+    export PEER=fail
+    fails "bench --compare: the program fails" 1 "exit code 3" $compare
+    PEER=rubbish
+    fails "bench --compare: no JSON" 1 "no result in JSON" $compare
+    PEER=hang
+    last="bench --compare, a program that hangs"
+    begun=$(date +%s)
+    run $compare --max-seconds 4
+    check "bench --compare: time is up" test $(($(date +%s) - begun)) -le 20
+    check "bench --compare: what there is" grep -q 'ended early' "$out"
+    unset PEER
+}
 
 # ---- run ---------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ static const command commands[] = {
     {"inspect", "configuration, parameters, tensors, memory", cmd_inspect},
     {"eval", "perplexity and bits per byte of a text", cmd_eval},
     {"logits", "logits after each of given tokens, to a file", cmd_logits},
+    {"bench", "speed beside the limits of this machine", cmd_bench},
     {"new", "write a randomly initialised model", cmd_new},
     {"quantize", "float model to 2 to 8 bits", cmd_quantize},
     {"pack", "model to the layout that opens fastest", cmd_pack},

@@ -31,6 +31,7 @@ int cmd_new(int argc, char **argv);
 int cmd_eval(int argc, char **argv);
 int cmd_logits(int argc, char **argv);
 int cmd_thermal(int argc, char **argv);
+int cmd_bench(int argc, char **argv);
 
 /* ---- tool_message.c ---- */
 
