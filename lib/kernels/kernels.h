@@ -235,8 +235,8 @@ typedef struct bxn_kernels {
                      const bxn_mm_args *args);
     /* columns: a multiple of 128; x readable that far. xq [bxn_xq_bytes], xscale [columns / 64]. */
     void (*quant_x)(bxn_xq_kind kind, const float *x, size_t columns, void *xq, float *xscale);
-    /* Rows [row_begin, row_end). Order per output: 16 lane sums over k = lane, lane + 16,
-     * ... ascending, then a fixed tree: lanes i and i + 8, then + 4, + 2, + 1. */
+    /* Rows [row_begin, row_end). Order per output: y = 0; for each block of 128 inputs in
+     * ascending order: p = 0; for k ascending in it: p += w[k] * x[k] (fused in SIMD); y += p. */
     void (*mm_f32)(const bxn_dense *w, uint32_t row_begin, uint32_t row_end,
                    const bxn_mm_args *args);
     void (*mm_f16)(const bxn_dense *w, uint32_t row_begin, uint32_t row_end,
@@ -244,9 +244,10 @@ typedef struct bxn_kernels {
     void (*mm_bf16)(const bxn_dense *w, uint32_t row_begin, uint32_t row_end,
                     const bxn_mm_args *args);
     /* out[j] = sum of x[32 j .. 32 j + 31] for j < count (x readable that far). Order:
-     * 16 lanes (x[i] + x[i + 16]), then the tree above. */
+     * 16 lanes (x[i] + x[i + 16]), then a fixed tree: lanes i and i + 8, then + 4, + 2, + 1. */
     void (*block_sums)(const float *x, size_t count, float *out);
-    /* y = x / sqrt(mean(x^2) + eps) * w over n values; the sum as in mm_f32. w is f32.
+    /* y = x / sqrt(mean(x^2) + eps) * w over n values; the sum in 16 lanes (x[i], x[i + 16], ...
+     * ascending, fused in SIMD), then the tree above. w is f32.
      * x and y may be the same. */
     void (*rmsnorm)(const float *x, const float *w, size_t n, float eps, float *y);
     void (*add)(float *y, const float *x, size_t n);                  /* y += x */
