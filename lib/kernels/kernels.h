@@ -16,6 +16,7 @@
 #ifndef BXN_KERNELS_H
 #define BXN_KERNELS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -243,6 +244,23 @@ typedef struct bxn_kernels {
                    const bxn_mm_args *args);
     void (*mm_bf16)(const bxn_dense *w, uint32_t row_begin, uint32_t row_end,
                     const bxn_mm_args *args);
+    /* Products with the transpose, for gradients: columns [128 * unit_begin, min(128 * unit_end,
+     * cols)) of y[m][k] = sum over n of x[m][n] * w[n][k], added to y when `add`. Here x is
+     * [*, rows] ldx and y [count, cols] ldy; sums and integers are not used. Order per output:
+     * y = 0 or what is there; for each block of 128 rows n ascending: p = 0; for n ascending in
+     * it: p += w[n][k] * x[n]; y += p. A packed weight is scale * value, or scale * value + bias'
+     * in the sense above, rounded to f32 before it is multiplied. SIMD tiers fuse each
+     * multiply-add. */
+    void (*mm_t_packed4)(const bxn_packed *w, uint32_t unit_begin, uint32_t unit_end,
+                         const bxn_mm_args *args, bool add);
+    void (*mm_t_packed8)(const bxn_packed *w, uint32_t unit_begin, uint32_t unit_end,
+                         const bxn_mm_args *args, bool add);
+    void (*mm_t_f32)(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_end,
+                     const bxn_mm_args *args, bool add);
+    void (*mm_t_f16)(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_end,
+                     const bxn_mm_args *args, bool add);
+    void (*mm_t_bf16)(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_end,
+                      const bxn_mm_args *args, bool add);
     /* out[j] = sum of x[32 j .. 32 j + 31] for j < count (x readable that far). Order:
      * 16 lanes (x[i] + x[i + 16]), then a fixed tree: lanes i and i + 8, then + 4, + 2, + 1. */
     void (*block_sums)(const float *x, size_t count, float *out);

@@ -39,6 +39,16 @@
         SET(quant_x, tier);                                                                        \
     } while (0)
 
+/* Products with the transpose; for training alone. */
+#define FILL_TRANSPOSED(tier)                                                                      \
+    do {                                                                                           \
+        SET(mm_t_packed4, tier);                                                                   \
+        SET(mm_t_packed8, tier);                                                                   \
+        SET(mm_t_f32, tier);                                                                       \
+        SET(mm_t_f16, tier);                                                                       \
+        SET(mm_t_bf16, tier);                                                                      \
+    } while (0)
+
 /* The features that have kernels in this build. AVX-512 stands upon AVX2. */
 static uint64_t usable(uint64_t features)
 {
@@ -57,6 +67,7 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
 {
     FILL_COMMON(ref);
     FILL_INTEGER(ref);
+    FILL_TRANSPOSED(ref);
     kernels->features = usable(features);
 #if defined(__x86_64__)
     if (kernels->features & BITAXON_CPU_AVX2) {

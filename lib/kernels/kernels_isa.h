@@ -20,6 +20,19 @@
     void bxn_quant_x_##tier(bxn_xq_kind kind, const float *x, size_t columns, void *xq,            \
                             float *xscale)
 
+/* Products with the transpose. */
+#define BXN_DECLARE_TRANSPOSED(tier)                                                               \
+    void bxn_mm_t_packed4_##tier(const bxn_packed *w, uint32_t unit_begin, uint32_t unit_end,      \
+                                 const bxn_mm_args *args, bool add);                               \
+    void bxn_mm_t_packed8_##tier(const bxn_packed *w, uint32_t unit_begin, uint32_t unit_end,      \
+                                 const bxn_mm_args *args, bool add);                               \
+    void bxn_mm_t_f32_##tier(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_end,           \
+                             const bxn_mm_args *args, bool add);                                   \
+    void bxn_mm_t_f16_##tier(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_end,           \
+                             const bxn_mm_args *args, bool add);                                   \
+    void bxn_mm_t_bf16_##tier(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_end,          \
+                              const bxn_mm_args *args, bool add)
+
 #define BXN_DECLARE_TIER(tier)                                                                     \
     void bxn_mm_packed4_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,      \
                                const bxn_mm_args *args);                                           \
@@ -47,6 +60,9 @@ BXN_DECLARE_TIER(ref);
 BXN_DECLARE_TIER(avx2);
 BXN_DECLARE_TIER(avxvnni);
 BXN_DECLARE_TIER(avx512);
+BXN_DECLARE_TRANSPOSED(ref);
+BXN_DECLARE_TRANSPOSED(avx2);
+BXN_DECLARE_TRANSPOSED(avx512);
 BXN_DECLARE_INTEGER(avx512vnni);
 
 #endif
