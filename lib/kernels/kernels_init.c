@@ -73,11 +73,14 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
     if (kernels->features & BITAXON_CPU_AVX2) {
         FILL_COMMON(avx2);
         FILL_INTEGER(avx2);
+        FILL_TRANSPOSED(avx2);
     }
     if (kernels->features & BITAXON_CPU_AVX_VNNI)
         FILL_INTEGER(avxvnni);
-    if (kernels->features & BITAXON_CPU_AVX512)
+    if (kernels->features & BITAXON_CPU_AVX512) {
         FILL_COMMON(avx512);
+        FILL_TRANSPOSED(avx512);
+    }
 #endif
 }
 

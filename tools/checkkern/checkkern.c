@@ -19,7 +19,7 @@
 #endif
 
 /* Entries by what a tier has to have of its own. */
-enum { GROUP_COMMON = 1, GROUP_INTEGER = 2 };
+enum { GROUP_COMMON = 1, GROUP_INTEGER = 2, GROUP_TRANSPOSED = 4 };
 
 #define ENTRY(name, group)                                                                         \
     {                                                                                              \
@@ -34,6 +34,9 @@ const entry entries[] = {
     ENTRY(add, COMMON),           ENTRY(scale_add, COMMON),     ENTRY(silu_mul, COMMON),
     ENTRY(conv_silu, COMMON),     ENTRY(scan, COMMON),          ENTRY(to_f16, COMMON),
     ENTRY(attention_f16, COMMON), ENTRY(attention_f32, COMMON),
+    ENTRY(mm_t_packed4, TRANSPOSED), ENTRY(mm_t_packed8, TRANSPOSED),
+    ENTRY(mm_t_f32, TRANSPOSED),     ENTRY(mm_t_f16, TRANSPOSED),
+    ENTRY(mm_t_bf16, TRANSPOSED),
 };
 const size_t entry_count = sizeof entries / sizeof entries[0];
 _Static_assert(sizeof entries / sizeof entries[0] * sizeof(void (*)(void)) + sizeof(uint64_t) ==
@@ -50,13 +53,13 @@ typedef struct tier {
 } tier;
 
 static const tier tiers[] = {
-    {"c", 0, GROUP_COMMON | GROUP_INTEGER},
+    {"c", 0, GROUP_COMMON | GROUP_INTEGER | GROUP_TRANSPOSED},
 #if defined(__x86_64__)
 #define AVX2_TIER BITAXON_CPU_AVX2
 #define AVX512_TIER (BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512)
-    {"avx2", AVX2_TIER, GROUP_COMMON | GROUP_INTEGER},
+    {"avx2", AVX2_TIER, GROUP_COMMON | GROUP_INTEGER | GROUP_TRANSPOSED},
     {"avxvnni", AVX2_TIER | BITAXON_CPU_AVX_VNNI, GROUP_INTEGER},
-    {"avx512", AVX512_TIER, GROUP_COMMON},
+    {"avx512", AVX512_TIER, GROUP_COMMON | GROUP_TRANSPOSED},
     {"avx512vnni", AVX512_TIER | BITAXON_CPU_AVX512_VNNI, 0},
     {"amx", AVX512_TIER | BITAXON_CPU_AVX512_VNNI | BITAXON_CPU_AMX, 0},
 #elif defined(__aarch64__)

@@ -415,8 +415,7 @@ int bench_kernels(const bxn_kernels *tables, const char *const *names, size_t co
         bench_packed(&s, 4, false, 2560, 128, 1);
         bench_packed(&s, 4, true, 5120, 128, 1);
         bench_packed(&s, 8, true, 2560, 128, 1);
-        bench_dense(&s, BXN_F32, 128, 1);
-        bench_dense(&s, BXN_F16, 128, 1);
+        bench_dense_products(s.k, s.tier, filter, s.buffer, s.limit.peak[0]);
         bench_attention(&s, BXN_F16, 4, 1);
         bench_state(&s);
         if (selected(&s, "scan")) {
