@@ -127,6 +127,25 @@ static inline size_t bxn_xq_bytes(bxn_xq_kind kind, size_t columns)
     return kind == BXN_XQ_NONE ? 0 : (bytes + columns / 8 + 63) & ~(size_t)63;
 }
 
+/* ---- activations as bf16 tiles ------------------------------------------------------
+ *
+ * For the products of AMX, which only prefill uses: rows of bf16 in blocks of 16 rows. A block is
+ * [columns / 32] tiles of 1 KiB, a tile 16 rows of 32 values in the order 0 4 1 5 2 6 3 7 within
+ * every 8 columns, which is how codes of two columns share a lane of packed weights. Columns are
+ * those of the weights rounded up to 128, the last of them zero. A block is there as a whole; rows
+ * of it that belong to no token may hold anything.
+ *
+ * Both operands are rounded to bf16, to nearest even, denormals to zero: w = bf16(scale * value),
+ * or bf16(scale * value + bias') in the sense of bxn_packed. Order per output: y = 0; for each 32
+ * inputs ascending: even = odd = 0; for each 8 inputs ascending and i < 4: even += w[i] * x[i],
+ * odd += w[i + 4] * x[i + 4]; y += even + odd. Sums are f32 with denormals as zero; a processor
+ * may round within a tile otherwise, so that plain C is met within a tolerance, not bit by bit. A
+ * token's results depend on its own row alone, never on how many tokens or rows a call has. */
+static inline size_t bxn_tile_bytes(size_t columns) /* of a block of 16 rows; columns: of 128 */
+{
+    return columns * 32;
+}
+
 typedef struct bxn_mm_args {
     const float *x; /* [*, K] ldx; not read by near and fast products */
     size_t ldx;
@@ -277,6 +296,14 @@ typedef struct bxn_kernels {
     void (*attention_f32)(const bxn_attention_args *args);
     /* n floats to f16, round to nearest even, saturated at +-65504, NaN kept. */
     void (*to_f16)(const float *x, size_t n, uint16_t *y);
+    /* NULL but with AMX. Products of bf16 tiles: xq are blocks of 16 tokens, ldxq bytes apart
+     * (bxn_tile_bytes), 64-byte aligned; rows must be NULL; x, sums and scales are not used. */
+    void (*mm_tile4)(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,
+                     const bxn_mm_args *args);
+    void (*mm_tile8)(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,
+                     const bxn_mm_args *args);
+    /* x as row `row` (0 .. 15) of a block; columns: a multiple of 128, x readable that far. */
+    void (*quant_bf16)(const float *x, size_t columns, void *tiles, uint32_t row);
     uint64_t features; /* BITAXON_CPU_* in use */
 } bxn_kernels;
 

@@ -49,13 +49,26 @@
         SET(mm_t_bf16, tier);                                                                      \
     } while (0)
 
-/* The features that have kernels in this build. AVX-512 stands upon AVX2. */
+/* Products of bf16 tiles; no tier but AMX has them. */
+#define FILL_TILE(tier)                                                                            \
+    do {                                                                                           \
+        SET(mm_tile4, tier);                                                                       \
+        SET(mm_tile8, tier);                                                                       \
+        SET(quant_bf16, tier);                                                                     \
+    } while (0)
+
+/* The features that have kernels in this build. AVX-512 stands upon AVX2, AMX
+ * upon AVX-512 (to whose BF16 part bxn_cpu_detect sees). */
 static uint64_t usable(uint64_t features)
 {
 #if defined(__x86_64__)
     uint64_t used = features & BITAXON_CPU_AVX2;
     if (used != 0)
         used |= features & (BITAXON_CPU_AVX512 | BITAXON_CPU_AVX_VNNI);
+#if defined(BXN_HAVE_AMX)
+    if (used & BITAXON_CPU_AVX512)
+        used |= features & BITAXON_CPU_AMX;
+#endif
     return used;
 #else
     (void)features;
@@ -68,6 +81,9 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
     FILL_COMMON(ref);
     FILL_INTEGER(ref);
     FILL_TRANSPOSED(ref);
+    kernels->mm_tile4 = NULL;
+    kernels->mm_tile8 = NULL;
+    kernels->quant_bf16 = NULL;
     kernels->features = usable(features);
 #if defined(__x86_64__)
     if (kernels->features & BITAXON_CPU_AVX2) {
@@ -81,6 +97,10 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
         FILL_COMMON(avx512);
         FILL_TRANSPOSED(avx512);
     }
+#if defined(BXN_HAVE_AMX)
+    if (kernels->features & BITAXON_CPU_AMX)
+        FILL_TILE(amx);
+#endif
 #endif
 }
 

@@ -33,6 +33,14 @@
     void bxn_mm_t_bf16_##tier(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_end,          \
                               const bxn_mm_args *args, bool add)
 
+/* Products of bf16 tiles. */
+#define BXN_DECLARE_TILE(tier)                                                                     \
+    void bxn_mm_tile4_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
+                             const bxn_mm_args *args);                                             \
+    void bxn_mm_tile8_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
+                             const bxn_mm_args *args);                                             \
+    void bxn_quant_bf16_##tier(const float *x, size_t columns, void *tiles, uint32_t row)
+
 #define BXN_DECLARE_TIER(tier)                                                                     \
     void bxn_mm_packed4_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,      \
                                const bxn_mm_args *args);                                           \
@@ -63,6 +71,8 @@ BXN_DECLARE_TIER(avx512);
 BXN_DECLARE_TRANSPOSED(ref);
 BXN_DECLARE_TRANSPOSED(avx2);
 BXN_DECLARE_TRANSPOSED(avx512);
+BXN_DECLARE_TILE(ref);
+BXN_DECLARE_TILE(amx);
 BXN_DECLARE_INTEGER(avx512vnni);
 
 #endif

@@ -6,39 +6,14 @@
 #include <string.h>
 
 #include "kernels/kernels_isa.h"
+#include "kernels/ref/ref_weight.h"
 #include "runtime/runtime.h"
-
-static float scale_at(const bxn_packed *w, const uint8_t *values, uint32_t index)
-{
-    if (w->scale_f32) {
-        float value;
-        memcpy(&value, values + 4 * (size_t)index, sizeof value);
-        return value;
-    }
-    uint16_t bits;
-    memcpy(&bits, values + 2 * (size_t)index, sizeof bits);
-    return bxn_f16_f32(bits);
-}
 
 static float packed_at(const bxn_packed *w, uint32_t row, uint32_t column)
 {
-    const uint32_t lane = row % BXN_UNIT_ROWS, k = column % BXN_UNIT_COLS;
-    const uint8_t *unit = w->data + ((size_t)(row / BXN_UNIT_ROWS) * w->k_units +
-                                     column / BXN_UNIT_COLS) * w->unit_bytes;
-    const uint8_t *codes = unit + bxn_unit_scale_bytes(w);
-    const uint32_t block = k / (BXN_UNIT_COLS / w->blocks);
-    float scale = scale_at(w, unit, block * BXN_UNIT_ROWS + lane), value;
-    if (w->code_bits == 8) {
-        uint8_t byte = codes[((size_t)(k / 4) * BXN_UNIT_ROWS + lane) * 4 + k % 4];
-        value = (float)(byte < 128 ? (int)byte : (int)byte - 256);
-    } else {
-        uint8_t byte = codes[((size_t)(k / 8) * BXN_UNIT_ROWS + lane) * 4 + k % 8 / 2];
-        value = w->table[k % 2 == 0 ? byte & 15 : byte >> 4];
-    }
-    if (!w->has_bias)
-        return scale * value;
-    float bias = scale_at(w, unit, (w->blocks + block) * BXN_UNIT_ROWS + lane);
-    return scale * value + (bias + w->center * scale);
+    size_t unit = (size_t)(row / BXN_UNIT_ROWS) * w->k_units + column / BXN_UNIT_COLS;
+    return bxn_ref_packed(w, w->data + unit * w->unit_bytes, row % BXN_UNIT_ROWS,
+                          column % BXN_UNIT_COLS);
 }
 
 static float dense_at(const bxn_dense *w, bxn_dtype dtype, uint32_t row, uint32_t column)
