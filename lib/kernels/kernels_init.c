@@ -109,6 +109,10 @@ const char *bxn_kernels_name(uint64_t features)
 {
     uint64_t used = usable(features);
     int vnni = (used & BITAXON_CPU_AVX_VNNI) != 0; /* of 256 bits */
+    if ((used & BITAXON_CPU_AMX) && (used & BITAXON_CPU_AVX512_VNNI))
+        return vnni ? "c avx2 avxvnni avx512 avx512vnni amx" : "c avx2 avx512 avx512vnni amx";
+    if (used & BITAXON_CPU_AMX)
+        return vnni ? "c avx2 avxvnni avx512 amx" : "c avx2 avx512 amx";
     if (used & BITAXON_CPU_AVX512_VNNI)
         return vnni ? "c avx2 avxvnni avx512 avx512vnni" : "c avx2 avx512 avx512vnni";
     if (used & BITAXON_CPU_AVX512)

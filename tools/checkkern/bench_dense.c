@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../bench/amx_peak.h"
 #include "../../bench/bandwidth.h"
 #include "runtime/runtime.h"
 
@@ -95,6 +96,50 @@ static double best(const work *w)
     return least;
 }
 
+/* Products of bf16 tiles beside the rate of AMX with operands in the second-level cache. */
+static void bench_tiles(const bxn_kernels *k, const char *tier, const char *filter,
+                        const uint8_t *buffer)
+{
+    static const uint32_t counts[] = {16, 128, 512};
+    enum { ROWS = 2560, COLS = 2560 };
+    if (k->mm_tile4 == NULL || (filter != NULL && strstr("mm_tile4", filter) == NULL))
+        return;
+    double peak = bench_amx_bf16(1, 1);
+    printf("AMX bf16, 1 thread: %.0f GFLOP/s from tiles, %.0f from the second-level cache\n",
+           bench_amx_bf16(1, 0) * 1e-9, peak * 1e-9);
+    printf("AMX int8, 1 thread: %.0f Gop/s from tiles\n", bench_amx_int8(1, 0) * 1e-9);
+    bxn_packed w = {.data = buffer,
+                    .rows = ROWS,
+                    .cols = COLS,
+                    .row_groups = ROWS / 16,
+                    .k_units = COLS / 128,
+                    .code_bits = 4,
+                    .source_bits = 4,
+                    .blocks = 2,
+                    .has_bias = 1,
+                    .center = 8.0f};
+    w.unit_bytes = bxn_unit_scale_bytes(&w) + 1024u;
+    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
+        const uint32_t count = counts[i];
+        float *y = floats((size_t)count * ROWS), *x = floats((size_t)count / 16 * COLS * 8);
+        bxn_mm_args mm = {
+            .count = count, .y = y, .ldy = ROWS, .xq = x, .ldxq = bxn_tile_bytes(COLS)};
+        double least = INFINITY, end = bench_now() + SECONDS;
+        do {
+            double begin = bench_now();
+            k->mm_tile4(&w, 0, w.row_groups, &mm);
+            double seconds = bench_now() - begin;
+            least = seconds < least ? seconds : least;
+        } while (bench_now() < end);
+        double speed = 2.0 * ROWS * COLS * count / least;
+        printf("mm_tile4       %-10s 1 thread  rows=%u K=%u tokens=%-4u %8.2f GFLOP/s %5.1f %% of "
+               "AMX from cache\n",
+               tier, ROWS, COLS, count, speed * 1e-9, 100 * speed / peak);
+        free(x);
+        free(y);
+    }
+}
+
 void bench_dense_products(const bxn_kernels *k, const char *tier, const char *filter,
                           const uint8_t *buffer, double peak)
 {
@@ -112,6 +157,7 @@ void bench_dense_products(const bxn_kernels *k, const char *tier, const char *fi
                  {"mm_t_packed8", BXN_F32, 8, true}};
     if (k->features == 0)
         return;
+    bench_tiles(k, tier, filter, buffer);
     void *library = NULL;
     if (filter == NULL || strstr("sgemm", filter) != NULL || strstr("mm_f32", filter) != NULL)
         library = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
