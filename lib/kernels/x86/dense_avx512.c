@@ -94,6 +94,13 @@ BXN_INLINE void gemv(const bxn_dense *w, bxn_dtype dtype, uint32_t row, uint32_t
     _mm512_mask_storeu_ps(y, rows >= 16 ? (__mmask16)0xFFFF : tail_mask(rows), sum);
 }
 
+/* Panels of 48 rows, which need the fewest inputs, but none of 16 at the end where it can be
+ * avoided. */
+static uint32_t panel_rows(uint32_t left)
+{
+    return left <= 32 || (left > 48 && left <= 64) ? 32 : 48;
+}
+
 BXN_INLINE void mm_dense(const bxn_dense *w, bxn_dtype dtype, uint32_t begin, uint32_t end,
                          const bxn_mm_args *args)
 {
@@ -107,14 +114,15 @@ BXN_INLINE void mm_dense(const bxn_dense *w, bxn_dtype dtype, uint32_t begin, ui
     }
     const size_t size = dtype == BXN_F32 ? 4 : 2, row_bytes = w->cols * size;
     _Alignas(64) float stage[16 * PANEL_DEPTH], panel[PANEL_DEPTH * PANEL_COLUMNS];
-    for (uint32_t row = begin; row < end; row += PANEL_COLUMNS) {
-        uint32_t rows = end - row < PANEL_COLUMNS ? end - row : PANEL_COLUMNS;
-        unsigned columns = rows > 16 ? 32 : 16;
+    for (uint32_t row = begin, most; row < end; row += most) {
+        most = panel_rows(end - row);
+        uint32_t rows = end - row < most ? end - row : most;
+        unsigned columns = (rows + 15) / 16 * 16;
         for (size_t k = 0; k < w->cols; k += PANEL_DEPTH) {
             unsigned depth = w->cols - k < PANEL_DEPTH ? (unsigned)(w->cols - k) : PANEL_DEPTH;
             panel_ahead ahead = {(const char *)w->data + row * row_bytes +
                                      (k + depth < w->cols ? (k + depth) * size
-                                                          : PANEL_COLUMNS * row_bytes),
+                                                          : most * row_bytes),
                                  row_bytes, PANEL_DEPTH * (unsigned)size};
             for (unsigned g = 0; g < columns; g += 16) {
                 uint32_t part = rows - g < 16 ? rows - g : 16;

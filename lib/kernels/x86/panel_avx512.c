@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* panel_avx512.c - the inner product of panel_avx512.h: tiles of up to 14 tokens x 32 outputs
- * whose sums stay in registers over the depth of a panel. Called by the dense and the
+/* panel_avx512.c - the inner product of panel_avx512.h: tiles of up to 14 tokens x 32 outputs or
+ * 9 x 48, whose sums stay in registers over the depth of a panel. Called by the dense and the
  * transposed products of AVX-512. A tile's shape never shows in a result: every output is
  * one chain. */
 #include "kernels/x86/panel_avx512.h"
@@ -8,7 +8,8 @@
 #if defined(__x86_64__)
 #include "kernels/x86/transpose_avx512.h"
 
-#define TILE 14 /* 28 sums, two vectors of weights, one of inputs */
+#define TILE 14 /* tokens: 28 sums, two vectors of weights, one of inputs */
+#define TILE3 9 /* with three vectors of weights: 27 sums */
 
 /* What a tile reads and writes. */
 typedef struct target {
@@ -21,7 +22,7 @@ typedef struct target {
     size_t stride;
     unsigned lines;
     const float *next[16]; /* inputs of the tile after this, fetched meanwhile */
-    __mmask16 load[2], store[2];
+    __mmask16 load[3], store[3];
 } target;
 
 /* Keeps compilers from making a load an operand of every product that uses it. */
@@ -32,10 +33,10 @@ BXN_INLINE __m512 in_register(__m512 v)
 }
 
 /* One input more: x[i] of every third token, and of the two after it. */
-BXN_INLINE void step(__m512 p[TILE][2], const float *w, const float *const x[5], unsigned i,
+BXN_INLINE void step(__m512 p[TILE][3], const float *w, const float *const x[5], unsigned i,
                      size_t ldx, unsigned tokens, unsigned vectors)
 {
-    __m512 v[2];
+    __m512 v[3];
     BXN_UNROLL
     for (unsigned g = 0; g < vectors; g++)
         v[g] = in_register(_mm512_load_ps(w + g * 16));
@@ -52,15 +53,18 @@ BXN_INLINE void tile(const target *t, unsigned tokens, unsigned vectors)
 {
     const unsigned columns = vectors * 16, depth = t->depth;
     const size_t ldx = t->ldx;
-    __m512 p[TILE][2];
+    __m512 p[TILE][3];
     BXN_UNROLL
-    for (unsigned m = 0; m < tokens; m++)
-        p[m][0] = p[m][1] = _mm512_setzero_ps();
+    for (unsigned m = 0; m < tokens; m++) {
+        BXN_UNROLL
+        for (unsigned g = 0; g < vectors; g++)
+            p[m][g] = _mm512_setzero_ps();
+    }
     const float *w = t->panel, *x[5];
     BXN_UNROLL
     for (unsigned j = 0; j < 5; j++)
         x[j] = t->x + 3 * j * ldx;
-    const char *ahead = t->ahead;
+    const char *ahead = t->ahead, *third = ahead + 32 * t->stride; /* of 48 stretches */
     unsigned k = 0;
     for (; k + 4 <= depth; k += 4, w += (size_t)4 * columns, ahead += t->stride) {
         const char *next = (const char *)(t->next[k / 8] + k / 4 % 2 * 64);
@@ -69,6 +73,11 @@ BXN_INLINE void tile(const target *t, unsigned tokens, unsigned vectors)
             _mm_prefetch(next + i * 64, _MM_HINT_T0);
         for (unsigned i = 0; i < t->lines; i++)
             _mm_prefetch(ahead + (size_t)i * 64, _MM_HINT_T1);
+        if (vectors == 3 && k % 8 == 0) {
+            for (unsigned i = 0; i < t->lines; i++)
+                _mm_prefetch(third + (size_t)i * 64, _MM_HINT_T1);
+            third += t->stride;
+        }
         BXN_UNROLL
         for (unsigned i = 0; i < 4; i++)
             step(p, w + i * columns, x, i, ldx, tokens, vectors);
@@ -96,7 +105,9 @@ BXN_INLINE void tile(const target *t, unsigned tokens, unsigned vectors)
 #define TILE_FUNCTION(tokens)                                                                      \
     static void tile_##tokens(const target *t, unsigned vectors)                                   \
     {                                                                                              \
-        if (vectors == 2)                                                                          \
+        if (vectors == 3 && (tokens) <= TILE3)                                                     \
+            tile(t, (tokens) <= TILE3 ? (tokens) : 1, 3);                                          \
+        else if (vectors == 2)                                                                     \
             tile(t, tokens, 2);                                                                    \
         else                                                                                       \
             tile(t, tokens, 1);                                                                    \
@@ -158,12 +169,14 @@ void bxn_panel_avx512(const float *panel, unsigned columns, unsigned depth, size
     target t = {.panel = panel, .x = x, .ldx = direct ? args->ldx : PANEL_DEPTH, .ldy = args->ldy, .depth = depth};
     t.ahead = ahead->data;
     t.stride = ahead->stride;
-    t.store[0] = valid >= 16 ? (__mmask16)0xFFFF : tail_mask(valid);
-    t.store[1] = valid >= 32 ? (__mmask16)0xFFFF : valid > 16 ? tail_mask(valid - 16) : 0;
-    t.load[0] = clear ? 0 : t.store[0];
-    t.load[1] = clear ? 0 : t.store[1];
+    for (uint32_t g = 0; g < 3; g++) {
+        uint32_t left = valid > g * 16 ? valid - g * 16 : 0;
+        t.store[g] = left >= 16 ? (__mmask16)0xFFFF : tail_mask(left);
+        t.load[g] = clear ? 0 : t.store[g];
+    }
     /* Tiles of nearly equal size: a small last one would be slow. */
-    uint32_t tiles = (args->count + TILE - 1) / TILE, token = 0;
+    const uint32_t most = columns == 48 ? TILE3 : TILE;
+    uint32_t tiles = (args->count + most - 1) / most, token = 0;
     uint32_t lines = ahead->bytes / 64, share = (lines + tiles - 1) / tiles;
     for (uint32_t i = 0; i < tiles; i++) {
         uint32_t tokens = (args->count - token + tiles - i - 1) / (tiles - i);

@@ -8,10 +8,10 @@
 #include "kernels/kernels.h"
 
 #define PANEL_DEPTH BXN_UNIT_COLS /* inputs of a panel: one chain of sums */
-#define PANEL_COLUMNS 32          /* outputs of a panel */
+#define PANEL_COLUMNS 48          /* outputs of a panel at most */
 
-/* What the next panel is made of, to be fetched while this one is multiplied: 32 stretches of
- * `bytes` (a multiple of 64, at most 512), `stride` apart. */
+/* What the next panel is made of, to be fetched while this one is multiplied: 32 stretches (48
+ * for 48 columns) of `bytes` (a multiple of 64, at most 512), `stride` apart. */
 typedef struct panel_ahead {
     const char *data;
     size_t stride;
@@ -20,7 +20,7 @@ typedef struct panel_ahead {
 
 /* For every token of args and `valid` outputs: p = 0; for k < depth ascending:
  * p = fma(panel[k][output], x[first_input + k], p); y += p, with y = 0 before when `clear`.
- * columns: 16 or 32, the stride of the panel; y: the first output of the first token. */
+ * columns: 16, 32 or 48, the stride of the panel; y: the first output of the first token. */
 void bxn_panel_avx512(const float *panel, unsigned columns, unsigned depth, size_t first_input,
                       const bxn_mm_args *args, float *y, uint32_t valid, int clear,
                       const panel_ahead *ahead);

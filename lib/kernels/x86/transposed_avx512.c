@@ -9,7 +9,8 @@
 #include "kernels/x86/panel_avx512.h"
 #include "kernels/x86/vec_avx512.h"
 
-#define PANELS (BXN_UNIT_COLS / PANEL_COLUMNS) /* of a unit's columns */
+#define COLUMNS 32 /* of a panel: a quarter of a unit's */
+#define PANELS (BXN_UNIT_COLS / COLUMNS)
 
 BXN_INLINE __m512 scales_at(const bxn_packed *w, const uint8_t *unit, uint32_t block)
 {
@@ -31,7 +32,7 @@ BXN_INLINE void decode(const bxn_packed *w, const uint8_t *unit, uint32_t part, 
     if (w->has_bias)
         bias = _mm512_fmadd_ps(_mm512_set1_ps(w->center), scale,
                                scales_at(w, unit, block + w->blocks));
-    _Alignas(64) float turned[PANEL_COLUMNS * 16]; /* [column][row] */
+    _Alignas(64) float turned[COLUMNS * 16]; /* [column][row] */
     float *out = turned;
     for (unsigned v = 0; v < bits; v++) {
         __m512i c = _mm512_loadu_si512(codes + (size_t)v * 64);
@@ -43,14 +44,14 @@ BXN_INLINE void decode(const bxn_packed *w, const uint8_t *unit, uint32_t part, 
             _mm512_store_ps(out, value);
         }
     }
-    for (unsigned half = 0; half < PANEL_COLUMNS; half += 16)
-        bxn_panel_transpose_avx512(turned + half * 16, 16, 16, panel + half, PANEL_COLUMNS);
+    for (unsigned half = 0; half < COLUMNS; half += 16)
+        bxn_panel_transpose_avx512(turned + half * 16, 16, 16, panel + half, COLUMNS);
 }
 
 BXN_INLINE void mm_packed(const bxn_packed *w, uint32_t begin, uint32_t end,
                           const bxn_mm_args *args, bool add, unsigned bits)
 {
-    _Alignas(64) float panel[PANEL_DEPTH * PANEL_COLUMNS];
+    _Alignas(64) float panel[PANEL_DEPTH * COLUMNS];
     const panel_ahead ahead = {(const char *)w->data, 0, 0};
     if (args->count == 0)
         return;
@@ -58,15 +59,15 @@ BXN_INLINE void mm_packed(const bxn_packed *w, uint32_t begin, uint32_t end,
         for (uint32_t row = 0; row < w->rows; row += PANEL_DEPTH) {
             const uint32_t depth = w->rows - row < PANEL_DEPTH ? w->rows - row : PANEL_DEPTH;
             for (uint32_t part = 0; part < PANELS; part++) {
-                const uint32_t column = u * BXN_UNIT_COLS + part * PANEL_COLUMNS;
+                const uint32_t column = u * BXN_UNIT_COLS + part * COLUMNS;
                 if (column >= w->cols)
                     break;
                 for (uint32_t r = 0; r < depth; r += BXN_UNIT_ROWS)
                     decode(w,
                            w->data + ((size_t)((row + r) / BXN_UNIT_ROWS) * w->k_units + u) *
                                          w->unit_bytes,
-                           part, bits, panel + (size_t)r * PANEL_COLUMNS);
-                bxn_panel_avx512(panel, PANEL_COLUMNS, depth, row, args, args->y + column,
+                           part, bits, panel + (size_t)r * COLUMNS);
+                bxn_panel_avx512(panel, COLUMNS, depth, row, args, args->y + column,
                                  w->cols - column, row == 0 && !add, &ahead);
             }
         }
@@ -77,7 +78,7 @@ BXN_INLINE void mm_packed(const bxn_packed *w, uint32_t begin, uint32_t end,
 BXN_INLINE void widen(const uint8_t *in, bxn_dtype dtype, uint32_t count, float *panel)
 {
     BXN_UNROLL
-    for (unsigned i = 0; i < PANEL_COLUMNS; i += 16) {
+    for (unsigned i = 0; i < COLUMNS; i += 16) {
         __mmask16 mask = count >= i + 16 ? (__mmask16)0xFFFF
                                          : tail_mask(count > i ? count - i : 0);
         __m512 v;
@@ -96,7 +97,7 @@ BXN_INLINE void widen(const uint8_t *in, bxn_dtype dtype, uint32_t count, float 
 BXN_INLINE void mm_dense(const bxn_dense *w, bxn_dtype dtype, uint32_t begin, uint32_t end,
                          const bxn_mm_args *args, bool add)
 {
-    _Alignas(64) float panel[PANEL_DEPTH * PANEL_COLUMNS];
+    _Alignas(64) float panel[PANEL_DEPTH * COLUMNS];
     const size_t size = dtype == BXN_F32 ? 4 : 2, row_bytes = w->cols * size;
     if (args->count == 0)
         return;
@@ -106,17 +107,17 @@ BXN_INLINE void mm_dense(const bxn_dense *w, bxn_dtype dtype, uint32_t begin, ui
             const uint8_t *block =
                 (const uint8_t *)w->data + row * row_bytes + (size_t)u * BXN_UNIT_COLS * size;
             for (uint32_t part = 0; part < PANELS; part++) {
-                const uint32_t column = u * BXN_UNIT_COLS + part * PANEL_COLUMNS;
+                const uint32_t column = u * BXN_UNIT_COLS + part * COLUMNS;
                 if (column >= w->cols)
                     break;
-                const uint8_t *in = block + (size_t)part * PANEL_COLUMNS * size;
+                const uint8_t *in = block + (size_t)part * COLUMNS * size;
                 for (uint32_t n = 0; n < depth; n++)
-                    widen(in + n * row_bytes, dtype, w->cols - column, panel + n * PANEL_COLUMNS);
+                    widen(in + n * row_bytes, dtype, w->cols - column, panel + n * COLUMNS);
                 /* A quarter of the rows that follow: all of a unit's columns. */
                 const panel_ahead ahead = {
                     (const char *)block + (PANEL_DEPTH + part * 32) * row_bytes, row_bytes,
                     row + PANEL_DEPTH < w->rows ? BXN_UNIT_COLS * (unsigned)size : 0};
-                bxn_panel_avx512(panel, PANEL_COLUMNS, depth, row, args, args->y + column,
+                bxn_panel_avx512(panel, COLUMNS, depth, row, args, args->y + column,
                                  w->cols - column, row == 0 && !add, &ahead);
             }
         }
