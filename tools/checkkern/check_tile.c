@@ -73,7 +73,8 @@ static void tile_case(run *r, uint32_t rows, uint32_t cols, uint32_t count, uint
                                                fabs((double)bias))
                                         : UNIT_ROUNDOFF * fabs(exact);
                 double low = (double)rounded(exact - slack), high = (double)rounded(exact + slack);
-                double weight = (double)rounded(exact), x = (double)rounded((double)p.x[m * p.ldx + k]);
+                double weight = (double)rounded(exact);
+                double x = (double)rounded((double)p.x[m * p.ldx + k]);
                 sum += weight * x;
                 terms += fabs(weight * x);
                 doubt += fmax(high - weight, weight - low) * fabs(x);

@@ -89,13 +89,12 @@ static void packed_case(run *r, uint32_t rows, uint32_t cols, uint32_t count, ui
     double *size = calloc((size_t)rows * cols, sizeof *size);
     for (uint32_t n = 0; n < rows; n++) {
         for (uint32_t k = 0; k < cols; k++) {
-            double term = (double)plain.scale[n * subs + k / 32] * (double)plain.value[n * wide + k];
+            double scale = (double)plain.scale[n * subs + k / 32];
+            double term = scale * (double)plain.value[n * wide + k];
             double bias = has_bias ? (double)plain.bias_[n * subs + k / 32] : 0;
             weight[(size_t)n * cols + k] = term + bias;
             size[(size_t)n * cols + k] = fabs(term) + 3 * fabs(bias) + /* bias' is rounded too */
-                                         (has_bias ? fabs((double)plain.scale[n * subs + k / 32]) *
-                                                         (double)w.center
-                                                   : 0);
+                                         (has_bias ? fabs(scale) * (double)w.center : 0);
         }
     }
     matrix m = {.packed = &w, .add = add};

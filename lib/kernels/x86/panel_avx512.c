@@ -166,9 +166,13 @@ void bxn_panel_avx512(const float *panel, unsigned columns, unsigned depth, size
      * all fall on the same cache sets. */
     _Alignas(64) float x[TILE * PANEL_DEPTH];
     const int direct = args->rows == NULL && args->ldx % 1024 != 0;
-    target t = {.panel = panel, .x = x, .ldx = direct ? args->ldx : PANEL_DEPTH, .ldy = args->ldy, .depth = depth};
-    t.ahead = ahead->data;
-    t.stride = ahead->stride;
+    target t = {.panel = panel,
+                .x = x,
+                .ldx = direct ? args->ldx : PANEL_DEPTH,
+                .ldy = args->ldy,
+                .depth = depth,
+                .ahead = ahead->data,
+                .stride = ahead->stride};
     for (uint32_t g = 0; g < 3; g++) {
         uint32_t left = valid > g * 16 ? valid - g * 16 : 0;
         t.store[g] = left >= 16 ? (__mmask16)0xFFFF : tail_mask(left);
@@ -187,11 +191,13 @@ void bxn_panel_avx512(const float *panel, unsigned columns, unsigned depth, size
             for (unsigned k = 0; k < depth; k += 16) /* rows are readable to a multiple of 128 */
                 _mm512_store_ps(x + m * PANEL_DEPTH + k, _mm512_loadu_ps(in + k));
         }
-        uint32_t following = token + tokens;
-        for (uint32_t m = 0; m < 16; m++)
-            t.next[m] = following < args->count
-                            ? input_row(args, following + m < args->count ? following + m : following) + first_input
-                            : input_row(args, m < args->count ? m : 0) + first_input + depth;
+        /* The tile that follows is of the same inputs, or after the last of those behind them. */
+        const int last = i + 1 == tiles;
+        for (uint32_t m = 0; m < 16; m++) {
+            uint32_t next = last ? m : token + tokens + m;
+            t.next[m] = input_row(args, next < args->count ? next : 0) + first_input +
+                        (last ? depth : 0);
+        }
         t.y = y + token * args->ldy;
         t.lines = lines < share ? lines : share;
         tile_of(&t, tokens, columns / 16);
