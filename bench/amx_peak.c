@@ -92,9 +92,8 @@ static double peak(unsigned threads, int integers, int from_l2)
         t->integers = integers;
         t->from_l2 = from_l2;
         double seconds = bench_parallel(threads, multiply, t);
-        double speed = seconds > 0.0
-                           ? (integers ? 2 : 1) * FLOPS * 4.0 * ROUNDS * threads / seconds
-                           : 0.0;
+        double speed =
+            seconds > 0.0 ? (integers ? 2 : 1) * FLOPS * 4.0 * ROUNDS * threads / seconds : 0.0;
         best = speed > best ? speed : best;
     }
     for (unsigned i = 0; t != NULL && i < threads; i++)

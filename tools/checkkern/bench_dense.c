@@ -18,9 +18,9 @@
 #define PADDING 16u /* floats between rows of activations, so that they do not alias */
 
 /* C = alpha op(A) op(B) + beta C, row-major: the C interface to BLAS (1 = row-major: 101). */
-typedef void (*sgemm)(int order, int transpose_a, int transpose_b, int m, int n, int k,
-                      float alpha, const float *a, int lda, const float *b, int ldb, float beta,
-                      float *c, int ldc);
+typedef void (*sgemm)(int order, int transpose_a, int transpose_b, int m, int n, int k, float alpha,
+                      const float *a, int lda, const float *b, int ldb, float beta, float *c,
+                      int ldc);
 
 typedef struct shape {
     uint32_t rows, cols, tokens;
@@ -151,9 +151,9 @@ void bench_dense_products(const bxn_kernels *k, const char *tier, const char *fi
         bxn_dtype dtype;
         uint8_t bits;
         bool transposed;
-    } kinds[] = {{"mm_f32", BXN_F32, 0, false},    {"mm_f16", BXN_F16, 0, false},
-                 {"mm_bf16", BXN_BF16, 0, false},  {"mm_t_f32", BXN_F32, 0, true},
-                 {"mm_t_bf16", BXN_BF16, 0, true}, {"mm_t_packed4", BXN_F32, 4, true},
+    } kinds[] = {{"mm_f32", BXN_F32, 0, false},     {"mm_f16", BXN_F16, 0, false},
+                 {"mm_bf16", BXN_BF16, 0, false},   {"mm_t_f32", BXN_F32, 0, true},
+                 {"mm_t_bf16", BXN_BF16, 0, true},  {"mm_t_packed4", BXN_F32, 4, true},
                  {"mm_t_packed8", BXN_F32, 8, true}};
     if (k->features == 0)
         return;
@@ -175,14 +175,11 @@ void bench_dense_products(const bxn_kernels *k, const char *tier, const char *fi
         const shape *s = &shapes[i];
         size_t in = s->transposed ? s->rows : s->cols, out = s->transposed ? s->cols : s->rows;
         float *x = floats(s->tokens * (in + PADDING)), *y = floats(s->tokens * (out + PADDING));
-        work w = {.k = k,
-                  .s = *s,
-                  .dense = {buffer, BXN_F32, s->rows, s->cols},
-                  .mm = {.x = x,
-                         .ldx = in + PADDING,
-                         .count = s->tokens,
-                         .y = y,
-                         .ldy = out + PADDING}};
+        work w = {
+            .k = k,
+            .s = *s,
+            .dense = {buffer, BXN_F32, s->rows, s->cols},
+            .mm = {.x = x, .ldx = in + PADDING, .count = s->tokens, .y = y, .ldy = out + PADDING}};
         for (size_t j = 0; j < sizeof kinds / sizeof kinds[0]; j++) {
             if (kinds[j].transposed != s->transposed ||
                 (filter != NULL && strstr(kinds[j].name, filter) == NULL))

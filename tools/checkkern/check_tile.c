@@ -25,11 +25,8 @@ static void multiply(const run *r, const bxn_kernels *k, const void *matrix, uin
     memset(tiles, 0xFF, blocks * bytes); /* rows of no token: NaN */
     for (uint32_t m = 0; m < args->count; m++)
         k->quant_bf16(args->x + m * args->ldx, columns, tiles + m / 16 * (bytes / 2), m % 16);
-    bxn_mm_args a = {.count = args->count,
-                     .y = args->y,
-                     .ldy = args->ldy,
-                     .xq = tiles,
-                     .ldxq = bytes};
+    bxn_mm_args a = {
+        .count = args->count, .y = args->y, .ldy = args->ldy, .xq = tiles, .ldxq = bytes};
     (w->code_bits == 4 ? k->mm_tile4 : k->mm_tile8)(w, begin, end, &a);
 }
 
@@ -67,11 +64,11 @@ static void tile_case(run *r, uint32_t rows, uint32_t cols, uint32_t count, uint
                 /* A weight between two values of bf16 may go to either: its f32 is fused or not,
                  * and so is bias', which is a rounding apart. */
                 double exact = (double)scale * (double)value + (has_bias ? (double)bias : 0);
-                double slack = has_bias ? 4 * UNIT_ROUNDOFF *
-                                              (fabs((double)scale * (double)w.center) +
-                                               fabs((double)scale * (double)value) +
-                                               fabs((double)bias))
-                                        : UNIT_ROUNDOFF * fabs(exact);
+                double slack = has_bias
+                                   ? 4 * UNIT_ROUNDOFF *
+                                         (fabs((double)scale * (double)w.center) +
+                                          fabs((double)scale * (double)value) + fabs((double)bias))
+                                   : UNIT_ROUNDOFF * fabs(exact);
                 double low = (double)rounded(exact - slack), high = (double)rounded(exact + slack);
                 double weight = (double)rounded(exact);
                 double x = (double)rounded((double)p.x[m * p.ldx + k]);

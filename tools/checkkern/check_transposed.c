@@ -20,8 +20,8 @@ static void once(const bxn_kernels *k, const matrix *w, uint32_t begin, uint32_t
                  const bxn_mm_args *args, bool add)
 {
     if (w->packed != NULL)
-        (w->packed->code_bits == 4 ? k->mm_t_packed4 : k->mm_t_packed8)(w->packed, begin, end,
-                                                                        args, add);
+        (w->packed->code_bits == 4 ? k->mm_t_packed4 : k->mm_t_packed8)(w->packed, begin, end, args,
+                                                                        add);
     else
         (w->dense->dtype == BXN_F32   ? k->mm_t_f32
          : w->dense->dtype == BXN_F16 ? k->mm_t_f16
@@ -44,8 +44,7 @@ static void judge(run *r, problem *p, const matrix *w, const double *weight, con
 {
     const uint32_t inputs = p->cols, outputs = p->rows;
     const double times = w->add ? 2 : 1;
-    const double steps =
-        (inputs < 128 ? inputs : 128) + times * (inputs / 128 + 1.0) + 8.0;
+    const double steps = (inputs < 128 ? inputs : 128) + times * (inputs / 128 + 1.0) + 8.0;
     make_activations(r, p, special, false);
     p->matrix = w;
     p->multiply = multiply;
@@ -98,8 +97,8 @@ static void packed_case(run *r, uint32_t rows, uint32_t cols, uint32_t count, ui
         }
     }
     matrix m = {.packed = &w, .add = add};
-    problem p = {.rows = cols, .cols = rows, .count = count,
-                 .sources = indirect ? count + 2 : count};
+    problem p = {
+        .rows = cols, .cols = rows, .count = count, .sources = indirect ? count + 2 : count};
     judge(r, &p, &m, weight, size, special);
     free(weight);
     free(size);
@@ -154,8 +153,8 @@ static void dense_case(run *r, bxn_dtype dtype, uint32_t rows, uint32_t cols, ui
     }
     bxn_dense w = {data, dtype, rows, cols};
     matrix m = {.dense = &w, .add = add};
-    problem p = {.rows = cols, .cols = rows, .count = count,
-                 .sources = indirect ? count + 2 : count};
+    problem p = {
+        .rows = cols, .cols = rows, .count = count, .sources = indirect ? count + 2 : count};
     judge(r, &p, &m, weight, size, special);
     free(weight);
     free(size);

@@ -54,10 +54,9 @@ static inline void emulated_product(int c, int a, int b)
             for (int k = 0; k < 16; k++)
                 for (int i = 0; i < 2; i++)
                     sum[i] = emulated_flush(
-                        sum[i] +
-                        emulated_flush(
-                            emulated_flush(bxn_bf16_f32(emulated_bf16[a][m][2 * k + i])) *
-                            emulated_flush(bxn_bf16_f32(emulated_bf16[b][k][2 * n + i]))));
+                        sum[i] + emulated_flush(
+                                     emulated_flush(bxn_bf16_f32(emulated_bf16[a][m][2 * k + i])) *
+                                     emulated_flush(bxn_bf16_f32(emulated_bf16[b][k][2 * n + i]))));
             emulated_f32[c][m][n] =
                 emulated_flush(emulated_f32[c][m][n] + emulated_flush(sum[0] + sum[1]));
         }

@@ -50,8 +50,7 @@ static void mm_tile(const bxn_packed *w, uint32_t group_begin, uint32_t group_en
                 for (uint32_t j = 0; j < BXN_UNIT_COLS; j += 32) {
                     float sum[2] = {0.0f, 0.0f};
                     for (uint32_t k = j; k < j + 32; k++) {
-                        float x = bxn_bf16_f32(
-                            tiles[place(m % 16, (size_t)u * BXN_UNIT_COLS + k)]);
+                        float x = bxn_bf16_f32(tiles[place(m % 16, (size_t)u * BXN_UNIT_COLS + k)]);
                         sum[k % 8 / 4] = flushed(sum[k % 8 / 4] + flushed(weight[k] * x));
                     }
                     y = flushed(y + flushed(sum[0] + sum[1]));

@@ -32,8 +32,7 @@ static float dense_at(const bxn_dense *w, bxn_dtype dtype, uint32_t row, uint32_
 
 /* packed or dense: the other is NULL. */
 static void mm_transposed(const bxn_packed *packed, const bxn_dense *dense, bxn_dtype dtype,
-                          uint32_t unit_begin, uint32_t unit_end, const bxn_mm_args *args,
-                          bool add)
+                          uint32_t unit_begin, uint32_t unit_end, const bxn_mm_args *args, bool add)
 {
     const uint32_t rows = packed != NULL ? packed->rows : dense->rows;
     const uint32_t cols = packed != NULL ? packed->cols : dense->cols;

@@ -116,10 +116,10 @@ BXN_INLINE void mm_dense(const bxn_dense *w, bxn_dtype dtype, uint32_t begin, ui
         uint32_t rows = end - row < PANEL_COLUMNS ? end - row : PANEL_COLUMNS;
         for (size_t k = 0; k < w->cols; k += PANEL_DEPTH) {
             unsigned depth = w->cols - k < PANEL_DEPTH ? (unsigned)(w->cols - k) : PANEL_DEPTH;
-            panel_ahead ahead = {(const char *)w->data + row * row_bytes +
-                                     (k + depth < w->cols ? (k + depth) * size
-                                                          : PANEL_COLUMNS * row_bytes),
-                                 row_bytes, PANEL_DEPTH * (unsigned)size};
+            panel_ahead ahead = {
+                (const char *)w->data + row * row_bytes +
+                    (k + depth < w->cols ? (k + depth) * size : PANEL_COLUMNS * row_bytes),
+                row_bytes, PANEL_DEPTH * (unsigned)size};
             for (unsigned g = 0; g < PANEL_COLUMNS; g += 8) {
                 uint32_t part = rows <= g ? 0 : rows - g < 8 ? rows - g : 8;
                 read_rows(w, dtype, row + g, part, k, depth, stage, PANEL_DEPTH, w->data, 0);

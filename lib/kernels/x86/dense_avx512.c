@@ -71,8 +71,8 @@ BXN_INLINE void gemv(const bxn_dense *w, bxn_dtype dtype, uint32_t row, uint32_t
                 transpose_16x4(stage + b * PANEL_DEPTH + i, LD, v);
                 BXN_UNROLL
                 for (unsigned j = 0; j < 4; j++)
-                    p[b] = _mm512_fmadd_ps(
-                        v[j], _mm512_set1_ps(x[k + b * PANEL_DEPTH + i + j]), p[b]);
+                    p[b] =
+                        _mm512_fmadd_ps(v[j], _mm512_set1_ps(x[k + b * PANEL_DEPTH + i + j]), p[b]);
             }
         }
         BXN_UNROLL
@@ -121,19 +121,16 @@ BXN_INLINE void mm_dense(const bxn_dense *w, bxn_dtype dtype, uint32_t begin, ui
         for (size_t k = 0; k < w->cols; k += PANEL_DEPTH) {
             unsigned depth = w->cols - k < PANEL_DEPTH ? (unsigned)(w->cols - k) : PANEL_DEPTH;
             panel_ahead ahead = {(const char *)w->data + row * row_bytes +
-                                     (k + depth < w->cols ? (k + depth) * size
-                                                          : most * row_bytes),
+                                     (k + depth < w->cols ? (k + depth) * size : most * row_bytes),
                                  row_bytes, PANEL_DEPTH * (unsigned)size};
             for (unsigned g = 0; g < columns; g += 16) {
                 uint32_t part = rows - g < 16 ? rows - g : 16;
-                read_rows(w, dtype, row + g, part, k, depth, stage, PANEL_DEPTH, w->data,
-                          0);
+                read_rows(w, dtype, row + g, part, k, depth, stage, PANEL_DEPTH, w->data, 0);
                 for (size_t i = (size_t)part * PANEL_DEPTH; i < (size_t)16 * PANEL_DEPTH; i += 16)
                     _mm512_store_ps(stage + i, _mm512_setzero_ps());
                 bxn_panel_transpose_avx512(stage, PANEL_DEPTH, depth, panel + g, columns);
             }
-            bxn_panel_avx512(panel, columns, depth, k, args, args->y + row, rows, k == 0,
-                             &ahead);
+            bxn_panel_avx512(panel, columns, depth, k, args, args->y + row, rows, k == 0, &ahead);
         }
     }
 }

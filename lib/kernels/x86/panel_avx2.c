@@ -116,9 +116,8 @@ BXN_INLINE const float *input_row(const bxn_mm_args *args, uint32_t token)
     return args->x + (args->rows != NULL ? (size_t)args->rows[token] : token) * args->ldx;
 }
 
-void bxn_panel_avx2(const float *panel, unsigned depth, size_t first_input,
-                    const bxn_mm_args *args, float *y, uint32_t valid, int clear,
-                    const panel_ahead *ahead)
+void bxn_panel_avx2(const float *panel, unsigned depth, size_t first_input, const bxn_mm_args *args,
+                    float *y, uint32_t valid, int clear, const panel_ahead *ahead)
 {
     /* Inputs of a tile are put side by side when their rows are scattered. */
     _Alignas(32) float x[TILE * PANEL_DEPTH];

@@ -20,9 +20,8 @@ typedef struct panel_ahead {
 /* For every token of args and `valid` outputs: p = 0; for k < depth ascending:
  * p = fma(panel[k][output], x[first_input + k], p); y += p, with y = 0 before when `clear`.
  * y: the first output of the first token. */
-void bxn_panel_avx2(const float *panel, unsigned depth, size_t first_input,
-                    const bxn_mm_args *args, float *y, uint32_t valid, int clear,
-                    const panel_ahead *ahead);
+void bxn_panel_avx2(const float *panel, unsigned depth, size_t first_input, const bxn_mm_args *args,
+                    float *y, uint32_t valid, int clear, const panel_ahead *ahead);
 
 /* out[k][output] = in[output][k] for 8 outputs, `ld` floats apart, and `depth` inputs, rounded up
  * to 4; rows of out are PANEL_COLUMNS floats apart. */

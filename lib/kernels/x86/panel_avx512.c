@@ -195,8 +195,8 @@ void bxn_panel_avx512(const float *panel, unsigned columns, unsigned depth, size
         const int last = i + 1 == tiles;
         for (uint32_t m = 0; m < 16; m++) {
             uint32_t next = last ? m : token + tokens + m;
-            t.next[m] = input_row(args, next < args->count ? next : 0) + first_input +
-                        (last ? depth : 0);
+            t.next[m] =
+                input_row(args, next < args->count ? next : 0) + first_input + (last ? depth : 0);
         }
         t.y = y + token * args->ldy;
         t.lines = lines < share ? lines : share;

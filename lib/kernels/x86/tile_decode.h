@@ -91,11 +91,10 @@ BXN_INLINE void convert_row(const float *x, size_t columns, uint16_t *tiles, uin
         order[i] = (uint16_t)(i / 8 * 8 + i % 2 * 4 + i % 8 / 2);
     const __m512i pairs = _mm512_load_si512(order);
     for (size_t k = 0; k < columns; k += 32)
-        _mm512_store_si512(
-            tiles + k / 32 * 512 + row * (size_t)32,
-            _mm512_permutexvar_epi16(
-                pairs,
-                (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + k + 16), _mm512_loadu_ps(x + k))));
+        _mm512_store_si512(tiles + k / 32 * 512 + row * (size_t)32,
+                           _mm512_permutexvar_epi16(
+                               pairs, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + k + 16),
+                                                                   _mm512_loadu_ps(x + k))));
 }
 
 #endif

@@ -12,8 +12,7 @@
 #define PANELS (BXN_UNIT_COLS / PANEL_COLUMNS) /* of a unit's columns */
 
 /* Scales of 8 rows from `lane` on. */
-BXN_INLINE __m256 scales_at(const bxn_packed *w, const uint8_t *unit, uint32_t block,
-                            unsigned lane)
+BXN_INLINE __m256 scales_at(const bxn_packed *w, const uint8_t *unit, uint32_t block, unsigned lane)
 {
     size_t index = (size_t)block * 16 + lane;
     if (w->scale_f32)
@@ -75,8 +74,8 @@ BXN_INLINE void mm_packed(const bxn_packed *w, uint32_t begin, uint32_t end,
                            w->data + ((size_t)((row + r) / BXN_UNIT_ROWS) * w->k_units + u) *
                                          w->unit_bytes,
                            part, bits, r % BXN_UNIT_ROWS, panel + (size_t)r * PANEL_COLUMNS);
-                bxn_panel_avx2(panel, depth, row, args, args->y + column,
-                                 w->cols - column, row == 0 && !add, &ahead);
+                bxn_panel_avx2(panel, depth, row, args, args->y + column, w->cols - column,
+                               row == 0 && !add, &ahead);
             }
         }
     }
@@ -130,39 +129,39 @@ BXN_INLINE void mm_dense(const bxn_dense *w, bxn_dtype dtype, uint32_t begin, ui
                 const panel_ahead ahead = {
                     (const char *)block + (PANEL_DEPTH + part * 16) * row_bytes, row_bytes,
                     row + PANEL_DEPTH < w->rows ? BXN_UNIT_COLS * (unsigned)size : 0};
-                bxn_panel_avx2(panel, depth, row, args, args->y + column,
-                                 w->cols - column, row == 0 && !add, &ahead);
+                bxn_panel_avx2(panel, depth, row, args, args->y + column, w->cols - column,
+                               row == 0 && !add, &ahead);
             }
         }
     }
 }
 
 void bxn_mm_t_packed4_avx2(const bxn_packed *w, uint32_t unit_begin, uint32_t unit_end,
-                             const bxn_mm_args *args, bool add)
+                           const bxn_mm_args *args, bool add)
 {
     mm_packed(w, unit_begin, unit_end, args, add, 4);
 }
 
 void bxn_mm_t_packed8_avx2(const bxn_packed *w, uint32_t unit_begin, uint32_t unit_end,
-                             const bxn_mm_args *args, bool add)
+                           const bxn_mm_args *args, bool add)
 {
     mm_packed(w, unit_begin, unit_end, args, add, 8);
 }
 
 void bxn_mm_t_f32_avx2(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_end,
-                         const bxn_mm_args *args, bool add)
+                       const bxn_mm_args *args, bool add)
 {
     mm_dense(w, BXN_F32, unit_begin, unit_end, args, add);
 }
 
 void bxn_mm_t_f16_avx2(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_end,
-                         const bxn_mm_args *args, bool add)
+                       const bxn_mm_args *args, bool add)
 {
     mm_dense(w, BXN_F16, unit_begin, unit_end, args, add);
 }
 
 void bxn_mm_t_bf16_avx2(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_end,
-                          const bxn_mm_args *args, bool add)
+                        const bxn_mm_args *args, bool add)
 {
     mm_dense(w, BXN_BF16, unit_begin, unit_end, args, add);
 }

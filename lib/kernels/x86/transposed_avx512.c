@@ -79,8 +79,7 @@ BXN_INLINE void widen(const uint8_t *in, bxn_dtype dtype, uint32_t count, float 
 {
     BXN_UNROLL
     for (unsigned i = 0; i < COLUMNS; i += 16) {
-        __mmask16 mask = count >= i + 16 ? (__mmask16)0xFFFF
-                                         : tail_mask(count > i ? count - i : 0);
+        __mmask16 mask = count >= i + 16 ? (__mmask16)0xFFFF : tail_mask(count > i ? count - i : 0);
         __m512 v;
         if (dtype == BXN_F32) {
             v = _mm512_maskz_loadu_ps(mask, in + i * 4);
