@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "kernels/features.h"
+
 #define KNOWN_FLAGS                                                                                          \
     (BITAXON_MODEL_NO_MMAP | BITAXON_MODEL_ALLOW_AMX | BITAXON_MODEL_TOKENIZER_ONLY | BITAXON_MODEL_NO_TOKENIZER)
 
@@ -118,12 +120,16 @@ static void settle_files(bitaxon_model *model)
             bxn_release_pages(model->bundle->files[i].map, model->bundle->files[i].source.size);
 }
 
-static uint64_t choose_features(const bitaxon_model_params *p)
+/* A system that refuses AMX is no reason to fail: everything runs without it. */
+static uint64_t choose_features(const bitaxon_model *model, const bitaxon_model_params *p)
 {
     uint64_t mask = p->cpu_mask == 0 ? ~(uint64_t)0 : p->cpu_mask & ~BITAXON_CPU_NONE;
-    if ((p->flags & BITAXON_MODEL_ALLOW_AMX) == 0)
-        mask &= ~(uint64_t)BITAXON_CPU_AMX;
-    return bxn_cpu_detect() & mask;
+    int refused;
+    uint64_t features = bxn_features_choose(bxn_cpu_detect(), mask, (p->flags & BITAXON_MODEL_ALLOW_AMX) != 0, NULL,
+                                            NULL, &refused);
+    if (refused != 0)
+        bxn_log(&model->mem, BITAXON_LOG_WARNING, "AMX is not used: the system refuses it (error %d)", refused);
+    return features;
 }
 
 /* Headers, configuration, weights or their plan, tokenizer. estimate NULL: open. */
@@ -150,7 +156,7 @@ static bitaxon_status open_all(bitaxon_model *model, const bitaxon_model_params 
         return status;
 
     uint32_t threads = p->threads != 0 ? p->threads : bxn_cpu_count();
-    bxn_kernels_init(&model->core.kernels, choose_features(p));
+    bxn_kernels_init(&model->core.kernels, choose_features(model, p));
     status = bxn_tensors_open(model->bundle, &tensors, error);
     if (status == BITAXON_OK && tensors->count == 0)
         status = bxn_fail(error, BITAXON_IO, "%s: no .safetensors file with tensors", model->bundle->where);

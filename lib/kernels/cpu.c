@@ -32,7 +32,8 @@ uint64_t bxn_cpu_detect(void)
     const uint32_t osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29, fma = 1u << 12;
     const uint32_t avx2 = 1u << 5;
     const uint32_t avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
-    const uint32_t vbmi = 1u << 1, avx512_vnni = 1u << 11, avx_vnni = 1u << 4;
+    const uint32_t vbmi = 1u << 1, avx512_vnni = 1u << 11, avx_vnni = 1u << 4,
+                   avx512_bf16 = 1u << 5;
     const uint32_t amx = 1u << 22 | 1u << 24 | 1u << 25;               /* BF16, TILE, INT8 */
     if (!__get_cpuid(1, &a, &b, &c, &d) || !has(c, osxsave))
         return 0;
@@ -51,7 +52,8 @@ uint64_t bxn_cpu_detect(void)
         if (has(c7, vbmi | avx512_vnni))
             features |= BITAXON_CPU_AVX512_VNNI;
     }
-    if (has(d7, amx) && (states & XSTATE_TILE) == XSTATE_TILE)
+    if ((features & BITAXON_CPU_AVX512) && has(a71, avx512_bf16) && has(d7, amx) &&
+        (states & XSTATE_TILE) == XSTATE_TILE)
         features |= BITAXON_CPU_AMX;
     return features;
 }

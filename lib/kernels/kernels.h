@@ -16,6 +16,7 @@
 #ifndef BXN_KERNELS_H
 #define BXN_KERNELS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -125,6 +126,25 @@ static inline size_t bxn_xq_bytes(bxn_xq_kind kind, size_t columns)
 {
     size_t bytes = kind == BXN_XQ_NONE ? 0 : (kind >= BXN_XQ_FAST4 ? columns : 2 * columns);
     return kind == BXN_XQ_NONE ? 0 : (bytes + columns / 8 + 63) & ~(size_t)63;
+}
+
+/* ---- activations as bf16 tiles ------------------------------------------------------
+ *
+ * For the products of AMX, which only prefill uses: rows of bf16 in blocks of 16 rows. A block is
+ * [columns / 32] tiles of 1 KiB, a tile 16 rows of 32 values in the order 0 4 1 5 2 6 3 7 within
+ * every 8 columns, which is how codes of two columns share a lane of packed weights. Columns are
+ * those of the weights rounded up to 128, the last of them zero. A block is there as a whole; rows
+ * of it that belong to no token may hold anything.
+ *
+ * Both operands are rounded to bf16, to nearest even, denormals to zero: w = bf16(scale * value),
+ * or bf16(scale * value + bias') in the sense of bxn_packed. Order per output: y = 0; for each 32
+ * inputs ascending: even = odd = 0; for each 8 inputs ascending and i < 4: even += w[i] * x[i],
+ * odd += w[i + 4] * x[i + 4]; y += even + odd. Sums are f32 with denormals as zero; a processor
+ * may round within a tile otherwise, so that plain C is met within a tolerance, not bit by bit. A
+ * token's results depend on its own row alone, never on how many tokens or rows a call has. */
+static inline size_t bxn_tile_bytes(size_t columns) /* of a block of 16 rows; columns: of 128 */
+{
+    return columns * 32;
 }
 
 typedef struct bxn_mm_args {
@@ -287,18 +307,36 @@ typedef struct bxn_kernels {
                      const bxn_mm_args *args);
     /* columns: a multiple of 128; x readable that far. xq [bxn_xq_bytes], xscale [columns / 64]. */
     void (*quant_x)(bxn_xq_kind kind, const float *x, size_t columns, void *xq, float *xscale);
-    /* Rows [row_begin, row_end). Order per output: 16 lane sums over k = lane, lane + 16,
-     * ... ascending, then a fixed tree: lanes i and i + 8, then + 4, + 2, + 1. */
+    /* Rows [row_begin, row_end). Order per output: y = 0; for each block of 128 inputs in
+     * ascending order: p = 0; for k ascending in it: p += w[k] * x[k] (fused in SIMD); y += p. */
     void (*mm_f32)(const bxn_dense *w, uint32_t row_begin, uint32_t row_end,
                    const bxn_mm_args *args);
     void (*mm_f16)(const bxn_dense *w, uint32_t row_begin, uint32_t row_end,
                    const bxn_mm_args *args);
     void (*mm_bf16)(const bxn_dense *w, uint32_t row_begin, uint32_t row_end,
                     const bxn_mm_args *args);
+    /* Products with the transpose, for gradients: columns [128 * unit_begin, min(128 * unit_end,
+     * cols)) of y[m][k] = sum over n of x[m][n] * w[n][k], added to y when `add`. Here x is
+     * [*, rows] ldx and y [count, cols] ldy; sums and integers are not used. Order per output:
+     * y = 0 or what is there; for each block of 128 rows n ascending: p = 0; for n ascending in
+     * it: p += w[n][k] * x[n]; y += p. A packed weight is scale * value, or scale * value + bias'
+     * in the sense above, rounded to f32 before it is multiplied. SIMD tiers fuse each
+     * multiply-add. */
+    void (*mm_t_packed4)(const bxn_packed *w, uint32_t unit_begin, uint32_t unit_end,
+                         const bxn_mm_args *args, bool add);
+    void (*mm_t_packed8)(const bxn_packed *w, uint32_t unit_begin, uint32_t unit_end,
+                         const bxn_mm_args *args, bool add);
+    void (*mm_t_f32)(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_end,
+                     const bxn_mm_args *args, bool add);
+    void (*mm_t_f16)(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_end,
+                     const bxn_mm_args *args, bool add);
+    void (*mm_t_bf16)(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_end,
+                      const bxn_mm_args *args, bool add);
     /* out[j] = sum of x[32 j .. 32 j + 31] for j < count (x readable that far). Order:
-     * 16 lanes (x[i] + x[i + 16]), then the tree above. */
+     * 16 lanes (x[i] + x[i + 16]), then a fixed tree: lanes i and i + 8, then + 4, + 2, + 1. */
     void (*block_sums)(const float *x, size_t count, float *out);
-    /* y = x / sqrt(mean(x^2) + eps) * w over n values; the sum as in mm_f32. w is f32.
+    /* y = x / sqrt(mean(x^2) + eps) * w over n values; the sum in 16 lanes (x[i], x[i + 16], ...
+     * ascending, fused in SIMD), then the tree above. w is f32.
      * x and y may be the same. */
     void (*rmsnorm)(const float *x, const float *w, size_t n, float eps, float *y);
     void (*add)(float *y, const float *x, size_t n);                  /* y += x */
@@ -325,6 +363,14 @@ typedef struct bxn_kernels {
                       float *y);
     /* n floats to f16, round to nearest even, saturated at +-65504, NaN kept. */
     void (*to_f16)(const float *x, size_t n, uint16_t *y);
+    /* NULL but with AMX. Products of bf16 tiles: xq are blocks of 16 tokens, ldxq bytes apart
+     * (bxn_tile_bytes), 64-byte aligned; rows must be NULL; x, sums and scales are not used. */
+    void (*mm_tile4)(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,
+                     const bxn_mm_args *args);
+    void (*mm_tile8)(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,
+                     const bxn_mm_args *args);
+    /* x as row `row` (0 .. 15) of a block; columns: a multiple of 128, x readable that far. */
+    void (*quant_bf16)(const float *x, size_t columns, void *tiles, uint32_t row);
     uint64_t features; /* BITAXON_CPU_* in use */
 } bxn_kernels;
 

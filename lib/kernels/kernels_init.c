@@ -45,7 +45,26 @@
         SET(quant_x, tier);                                                                        \
     } while (0)
 
-/* The features that have kernels in this build. AVX-512 stands upon AVX2. */
+/* Products with the transpose; for training alone. */
+#define FILL_TRANSPOSED(tier)                                                                      \
+    do {                                                                                           \
+        SET(mm_t_packed4, tier);                                                                   \
+        SET(mm_t_packed8, tier);                                                                   \
+        SET(mm_t_f32, tier);                                                                       \
+        SET(mm_t_f16, tier);                                                                       \
+        SET(mm_t_bf16, tier);                                                                      \
+    } while (0)
+
+/* Products of bf16 tiles; no tier but AMX has them. */
+#define FILL_TILE(tier)                                                                            \
+    do {                                                                                           \
+        SET(mm_tile4, tier);                                                                       \
+        SET(mm_tile8, tier);                                                                       \
+        SET(quant_bf16, tier);                                                                     \
+    } while (0)
+
+/* The features that have kernels in this build. AVX-512 stands upon AVX2, AMX
+ * upon AVX-512 (to whose BF16 part bxn_cpu_detect sees). */
 static uint64_t usable(uint64_t features)
 {
 #if defined(__x86_64__)
@@ -54,6 +73,10 @@ static uint64_t usable(uint64_t features)
         used |= features & (BITAXON_CPU_AVX512 | BITAXON_CPU_AVX_VNNI);
     if (used & BITAXON_CPU_AVX512)
         used |= features & BITAXON_CPU_AVX512_VNNI;
+#if defined(BXN_HAVE_AMX)
+    if (used & BITAXON_CPU_AVX512)
+        used |= features & BITAXON_CPU_AMX;
+#endif
     return used;
 #else
     (void)features;
@@ -65,20 +88,30 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
 {
     FILL_COMMON(ref);
     FILL_INTEGER(ref);
+    FILL_TRANSPOSED(ref);
+    kernels->mm_tile4 = NULL;
+    kernels->mm_tile8 = NULL;
+    kernels->quant_bf16 = NULL;
     kernels->features = usable(features);
 #if defined(__x86_64__)
     if (kernels->features & BITAXON_CPU_AVX2) {
         FILL_COMMON(avx2);
         FILL_INTEGER(avx2);
+        FILL_TRANSPOSED(avx2);
     }
     if (kernels->features & BITAXON_CPU_AVX_VNNI)
         FILL_INTEGER(avxvnni);
     if (kernels->features & BITAXON_CPU_AVX512) {
         FILL_COMMON(avx512);
         FILL_INTEGER(avx512);
+        FILL_TRANSPOSED(avx512);
     }
     if (kernels->features & BITAXON_CPU_AVX512_VNNI)
         FILL_INTEGER(avx512vnni);
+#if defined(BXN_HAVE_AMX)
+    if (kernels->features & BITAXON_CPU_AMX)
+        FILL_TILE(amx);
+#endif
 #endif
 }
 
@@ -87,6 +120,10 @@ const char *bxn_kernels_name(uint64_t features)
 {
     uint64_t used = usable(features);
     int vnni = (used & BITAXON_CPU_AVX_VNNI) != 0; /* of 256 bits */
+    if ((used & BITAXON_CPU_AMX) && (used & BITAXON_CPU_AVX512_VNNI))
+        return vnni ? "c avx2 avxvnni avx512 avx512vnni amx" : "c avx2 avx512 avx512vnni amx";
+    if (used & BITAXON_CPU_AMX)
+        return vnni ? "c avx2 avxvnni avx512 amx" : "c avx2 avx512 amx";
     if (used & BITAXON_CPU_AVX512_VNNI)
         return vnni ? "c avx2 avxvnni avx512 avx512vnni" : "c avx2 avx512 avx512vnni";
     if (used & BITAXON_CPU_AVX512)

@@ -20,6 +20,27 @@
     void bxn_quant_x_##tier(bxn_xq_kind kind, const float *x, size_t columns, void *xq,            \
                             float *xscale)
 
+/* Products with the transpose. */
+#define BXN_DECLARE_TRANSPOSED(tier)                                                               \
+    void bxn_mm_t_packed4_##tier(const bxn_packed *w, uint32_t unit_begin, uint32_t unit_end,      \
+                                 const bxn_mm_args *args, bool add);                               \
+    void bxn_mm_t_packed8_##tier(const bxn_packed *w, uint32_t unit_begin, uint32_t unit_end,      \
+                                 const bxn_mm_args *args, bool add);                               \
+    void bxn_mm_t_f32_##tier(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_end,           \
+                             const bxn_mm_args *args, bool add);                                   \
+    void bxn_mm_t_f16_##tier(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_end,           \
+                             const bxn_mm_args *args, bool add);                                   \
+    void bxn_mm_t_bf16_##tier(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_end,          \
+                              const bxn_mm_args *args, bool add)
+
+/* Products of bf16 tiles. */
+#define BXN_DECLARE_TILE(tier)                                                                     \
+    void bxn_mm_tile4_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
+                             const bxn_mm_args *args);                                             \
+    void bxn_mm_tile8_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
+                             const bxn_mm_args *args);                                             \
+    void bxn_quant_bf16_##tier(const float *x, size_t columns, void *tiles, uint32_t row)
+
 #define BXN_DECLARE_TIER(tier)                                                                     \
     void bxn_mm_packed4_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,      \
                                const bxn_mm_args *args);                                           \
@@ -55,6 +76,11 @@ BXN_DECLARE_TIER(ref);
 BXN_DECLARE_TIER(avx2);
 BXN_DECLARE_TIER(avxvnni);
 BXN_DECLARE_TIER(avx512);
+BXN_DECLARE_TRANSPOSED(ref);
+BXN_DECLARE_TRANSPOSED(avx2);
+BXN_DECLARE_TRANSPOSED(avx512);
+BXN_DECLARE_TILE(ref);
+BXN_DECLARE_TILE(amx);
 BXN_DECLARE_INTEGER(avx512vnni);
 
 #endif

@@ -144,6 +144,12 @@ void bxn_relax(void);
 uint64_t bxn_float_enter(void);
 void bxn_float_leave(uint64_t saved);
 
+/* The system's arch_prctl, or a test's: 0 or a negative error number. */
+typedef long (*bxn_arch_prctl)(void *context, int code, unsigned long argument);
+/* Ask for the use of AMX tiles for this process. 0 when it has it, else an error number; call NULL: the
+ * system's. */
+int bxn_amx_request(bxn_arch_prctl call, void *context);
+
 /* ---- random numbers ------------------------------------------------------- */
 
 /* Philox 4x32-10 (Salmon et al., SC 2011): four words that are a pure function of

@@ -380,7 +380,7 @@ static void dense_case(run *r, bxn_dtype dtype, uint32_t rows, uint32_t cols, ui
             }
             p.want[(size_t)m * rows + n] = sum;
             p.bound[(size_t)m * rows + n] =
-                (cols / 16 + 8.0) * UNIT_ROUNDOFF * terms + TINY * (1 + weight);
+                ((cols < 128 ? cols : 128) + cols / 128 + 4.0) * UNIT_ROUNDOFF * terms + TINY * (1 + weight);
         }
     }
     check_problem(r, &p, true);

@@ -4,6 +4,7 @@
  * fails or faults, or a tier that the processor has did not run. With --bench it measures.
  *
  * usage: checkkern [--list] [--filter TEXT] [--tier NAME] [--seed N] [--bench] */
+#include "check_tile.h"
 #include "checkkern.h"
 
 #include <signal.h>
@@ -19,7 +20,7 @@
 #endif
 
 /* Entries by what a tier has to have of its own. */
-enum { GROUP_COMMON = 1, GROUP_INTEGER = 2 };
+enum { GROUP_COMMON = 1, GROUP_INTEGER = 2, GROUP_TRANSPOSED = 4, GROUP_TILE = 8 };
 
 #define ENTRY(name, group)                                                                         \
     {                                                                                              \
@@ -36,6 +37,10 @@ const entry entries[] = {
     ENTRY(attention_f16, COMMON), ENTRY(attention_f32, COMMON), ENTRY(attention_i8, COMMON),
     ENTRY(attention_q4, COMMON),  ENTRY(attention_merge, COMMON), ENTRY(quant_i8, COMMON),
     ENTRY(quant_q4, COMMON),      ENTRY(kv_rotate, COMMON),
+    ENTRY(mm_t_packed4, TRANSPOSED), ENTRY(mm_t_packed8, TRANSPOSED),
+    ENTRY(mm_t_f32, TRANSPOSED),     ENTRY(mm_t_f16, TRANSPOSED),
+    ENTRY(mm_t_bf16, TRANSPOSED),    ENTRY(mm_tile4, TILE),
+    ENTRY(mm_tile8, TILE),           ENTRY(quant_bf16, TILE),
 };
 const size_t entry_count = sizeof entries / sizeof entries[0];
 _Static_assert(sizeof entries / sizeof entries[0] * sizeof(void (*)(void)) + sizeof(uint64_t) ==
@@ -52,15 +57,15 @@ typedef struct tier {
 } tier;
 
 static const tier tiers[] = {
-    {"c", 0, GROUP_COMMON | GROUP_INTEGER},
+    {"c", 0, GROUP_COMMON | GROUP_INTEGER | GROUP_TRANSPOSED},
 #if defined(__x86_64__)
 #define AVX2_TIER BITAXON_CPU_AVX2
 #define AVX512_TIER (BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512)
-    {"avx2", AVX2_TIER, GROUP_COMMON | GROUP_INTEGER},
+    {"avx2", AVX2_TIER, GROUP_COMMON | GROUP_INTEGER | GROUP_TRANSPOSED},
     {"avxvnni", AVX2_TIER | BITAXON_CPU_AVX_VNNI, GROUP_INTEGER},
-    {"avx512", AVX512_TIER, GROUP_COMMON},
+    {"avx512", AVX512_TIER, GROUP_COMMON | GROUP_TRANSPOSED},
     {"avx512vnni", AVX512_TIER | BITAXON_CPU_AVX512_VNNI, 0},
-    {"amx", AVX512_TIER | BITAXON_CPU_AVX512_VNNI | BITAXON_CPU_AMX, 0},
+    {"amx", AVX512_TIER | BITAXON_CPU_AVX512_VNNI | BITAXON_CPU_AMX, GROUP_TILE},
 #elif defined(__aarch64__)
     {"neon", BITAXON_CPU_NEON, 0},
     {"dotprod", BITAXON_CPU_NEON | BITAXON_CPU_NEON_DOTPROD, 0},
@@ -155,6 +160,20 @@ static size_t owner(const bxn_kernels *tables, size_t t, const entry *e)
 }
 
 /* Returns the number of failures. */
+static uint64_t run_check(run *r, const entry *e)
+{
+    running_entry = r->entry;
+    running_tier = r->tier;
+    e->check(r);
+    if (r->cases == 0)
+        fail(r, "no case ran");
+    printf("%-14s %-10s %-4s %6llu cases, largest error %.2f of its bound\n", r->entry, r->tier,
+           r->failures == 0 ? "ok" : "FAIL", (unsigned long long)r->cases, r->worst);
+    fflush(stdout);
+    return r->failures;
+}
+
+/* Returns the number of failures. */
 static uint64_t check(const options *o, const bxn_kernels *tables, const bool *have, size_t t,
                       const entry *e)
 {
@@ -174,15 +193,34 @@ static uint64_t check(const options *o, const bxn_kernels *tables, const bool *h
     for (size_t lower = 1; lower < t; lower++)
         if (have[lower] && owner(tables, lower, e) == lower)
             r.below = &tables[lower];
-    running_entry = r.entry;
-    running_tier = r.tier;
-    e->check(&r);
-    if (r.cases == 0)
-        fail(&r, "no case ran");
-    printf("%-14s %-10s %-4s %6llu cases, largest error %.2f of its bound\n", r.entry, r.tier,
-           r.failures == 0 ? "ok" : "FAIL", (unsigned long long)r.cases, r.worst);
-    fflush(stdout);
-    return r.failures;
+    return run_check(&r, e);
+}
+
+/* The products of tiles, which no table but that of AMX has: plain C, the kernel of AMX with
+ * tile operations in plain C, and AMX itself where this machine has it. */
+static uint64_t check_tile_entries(const options *o, uint64_t features, uint64_t *ran)
+{
+    tile_table tables[4];
+    size_t count;
+    uint64_t failures = 0, before = *ran;
+    bool real = tile_tables(tables, &count, features);
+    for (size_t t = 0; t < count; t++) {
+        for (size_t e = 0; e < entry_count; e++) {
+            if (entries[e].group != GROUP_TILE || !wanted(o, entries[e].name, tables[t].name))
+                continue;
+            run r = {.entry = entries[e].name,
+                     .tier = tables[t].name,
+                     .kernels = &tables[t].kernels,
+                     .plain = &tables[0].kernels,
+                     .is_plain = t == 0,
+                     .seed = o->seed};
+            failures += run_check(&r, &entries[e]);
+            ++*ran;
+        }
+    }
+    if (*ran != before)
+        printf("amx: %s\n", real ? "on the processor" : "emulated");
+    return failures;
 }
 
 int main(int argc, char **argv)
@@ -248,12 +286,13 @@ int main(int argc, char **argv)
             continue;
         }
         for (size_t e = 0; e < entry_count; e++) {
-            if (wanted(&o, entries[e].name, tiers[t].name)) {
+            if (entries[e].group != GROUP_TILE && wanted(&o, entries[e].name, tiers[t].name)) {
                 failures += check(&o, tables, have, t, &entries[e]);
                 ran++;
             }
         }
     }
+    failures += check_tile_entries(&o, features, &ran);
     if (ran == 0) {
         printf("nothing ran\n");
         failures++;

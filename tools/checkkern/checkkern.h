@@ -78,6 +78,14 @@ void check_quant_x(run *r);
 void check_mm_f32(run *r);
 void check_mm_f16(run *r);
 void check_mm_bf16(run *r);
+void check_mm_t_packed4(run *r);
+void check_mm_t_packed8(run *r);
+void check_mm_t_f32(run *r);
+void check_mm_t_f16(run *r);
+void check_mm_t_bf16(run *r);
+void check_mm_tile4(run *r);
+void check_mm_tile8(run *r);
+void check_quant_bf16(run *r);
 void check_block_sums(run *r);
 void check_rmsnorm(run *r);
 void check_add(run *r);
@@ -95,6 +103,9 @@ void check_quant_q4(run *r);
 void check_kv_rotate(run *r);
 void check_to_f16(run *r);
 
+/* Products of many tokens with dense matrices, and with the transpose, of one tier. */
+void bench_dense_products(const bxn_kernels *k, const char *tier, const char *filter,
+                          const uint8_t *buffer, double peak);
 /* Speed of every entry of these tables beside the machine's own limits. */
 int bench_kernels(const bxn_kernels *tables, const char *const *names, size_t count,
                   const char *filter);

@@ -28,13 +28,16 @@ static void mm_dense(const bxn_dense *w, bxn_dtype dtype, uint32_t row_begin, ui
         for (uint32_t m = 0; m < args->count; m++) {
             size_t source = args->rows != NULL ? (size_t)args->rows[m] : m;
             const float *x = args->x + source * args->ldx;
-            float sum[16] = {0};
-            for (uint32_t k = 0; k < w->cols; k++)
-                sum[k % 16] += weight_at(weights, dtype, k) * x[k];
-            for (uint32_t half = 8; half >= 1; half /= 2)
-                for (uint32_t i = 0; i < half; i++)
-                    sum[i] += sum[i + half];
-            args->y[m * args->ldy + row] = sum[0];
+            float y = 0.0f;
+            for (uint32_t begin = 0; begin < w->cols; begin += BXN_UNIT_COLS) {
+                uint32_t left = w->cols - begin;
+                uint32_t end = begin + (left < BXN_UNIT_COLS ? left : BXN_UNIT_COLS);
+                float p = 0.0f;
+                for (uint32_t k = begin; k < end; k++)
+                    p += weight_at(weights, dtype, k) * x[k];
+                y += p;
+            }
+            args->y[m * args->ldy + row] = y;
         }
     }
 }

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* check_tile.h - the tile kernel compiled against tile operations in plain C: tile_emulated.c
+ * decodes in plain C, tile_emulated512.c in AVX-512 when its compiler can (have_emulated512). */
+#ifndef CHECK_TILE_H
+#define CHECK_TILE_H
+
+#include "checkkern.h"
+
+extern const int have_emulated512;
+
+#define DECLARE_EMULATED(name)                                                                     \
+    void mm_tile4_##name(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,            \
+                         const bxn_mm_args *args);                                                 \
+    void mm_tile8_##name(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,            \
+                         const bxn_mm_args *args);                                                 \
+    void quant_bf16_##name(const float *x, size_t columns, void *tiles, uint32_t row)
+DECLARE_EMULATED(emulated);
+DECLARE_EMULATED(emulated512);
+
+/* The ways in which this machine can run the tile products: plain C first, which judges. */
+typedef struct tile_table {
+    const char *name;
+    bxn_kernels kernels;
+} tile_table;
+
+/* Returns whether AMX itself is among them; asks the system for it. */
+bool tile_tables(tile_table out[4], size_t *count, uint64_t features);
+
+#endif
