@@ -16,6 +16,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 /* Entries by what a tier has to have of its own. */
@@ -60,9 +63,10 @@ static const tier tiers[] = {
     {"avx512vnni", AVX512_TIER | BITAXON_CPU_AVX512_VNNI, 0},
     {"amx", AVX512_TIER | BITAXON_CPU_AVX512_VNNI | BITAXON_CPU_AMX, 0},
 #elif defined(__aarch64__)
-    {"neon", BITAXON_CPU_NEON, 0},
-    {"dotprod", BITAXON_CPU_NEON | BITAXON_CPU_NEON_DOTPROD, 0},
-    {"i8mm", BITAXON_CPU_NEON | BITAXON_CPU_NEON_DOTPROD | BITAXON_CPU_NEON_I8MM, 0},
+#define DOTPROD_TIER (BITAXON_CPU_NEON | BITAXON_CPU_NEON_DOTPROD)
+    {"neon", BITAXON_CPU_NEON, GROUP_COMMON | GROUP_INTEGER},
+    {"dotprod", DOTPROD_TIER, GROUP_INTEGER},
+    {"i8mm", DOTPROD_TIER | BITAXON_CPU_NEON_I8MM, GROUP_INTEGER},
 #endif
 };
 #define TIERS (sizeof tiers / sizeof tiers[0])
@@ -84,6 +88,19 @@ static uint64_t features_of_compiler(void)
     if ((found & BITAXON_CPU_AVX2) && __get_cpuid_count(7, 0, &a, &b, &c, &d) && a >= 1 &&
         __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4) != 0)
         found |= BITAXON_CPU_AVX_VNNI;
+#elif defined(__aarch64__) && defined(__linux__)
+    /* The identification registers, which the system reads for a program. */
+    if (getauxval(AT_HWCAP) & HWCAP_CPUID) {
+        uint64_t isar0, isar1;
+        __asm__ volatile("mrs %0, id_aa64isar0_el1" : "=r"(isar0));
+        __asm__ volatile("mrs %0, id_aa64isar1_el1" : "=r"(isar1));
+        found |= BITAXON_CPU_NEON;
+        if ((isar0 >> 44 & 15) != 0) {
+            found |= BITAXON_CPU_NEON_DOTPROD;
+            if ((isar1 >> 52 & 15) != 0)
+                found |= BITAXON_CPU_NEON_I8MM;
+        }
+    }
 #endif
     return found;
 }
