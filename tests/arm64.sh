@@ -6,7 +6,7 @@
 # processors, and the unit tests of the whole library where DIR/sysroot has its libraries
 # (cmake/arm64_sysroot.sh). Prints PASS, FAIL and SKIP lines. Emulation shows nothing about
 # speed and little about memory ordering.
-# Called by run.sh. Reads JOBS from the environment.
+# Called by run.sh. Reads JOBS and HOST_CHECKKERN (checkkern of this machine) from the environment.
 set -u
 cd "$(dirname "$0")/.."
 dir=$1
@@ -78,6 +78,22 @@ for pair in cortex-a53:dotprod cortex-a72:dotprod cortex-a76:i8mm neoverse-n1:i8
         echo "FAIL arm64-$cpu/no-$tier: offered"
     fi
 done
+# The same bits as on the processor of this machine, where the contract fixes their order.
+host=${HOST_CHECKKERN:-}
+if [ -n "$host" ] && "$host" --digest --tier avx2 >"$dir/digest-avx2" 2>/dev/null; then
+    for pair in cortex-a53:neon cortex-a76:dotprod max:i8mm; do
+        cpu=${pair%:*} tier=${pair#*:}
+        if qemu-aarch64 -cpu "$cpu" -L /usr/aarch64-linux-gnu "$checkkern" --digest \
+            --tier "$tier" >"$dir/digest-$tier" && [ -s "$dir/digest-$tier" ] &&
+            diff "$dir/digest-avx2" "$dir/digest-$tier" >&2; then
+            echo "PASS arm64-$cpu/same-bits-$tier"
+        else
+            echo "FAIL arm64-$cpu/same-bits-$tier: not the bits of AVX2"
+        fi
+    done
+else
+    echo "SKIP arm64-same-bits: no AVX2 here to compare with"
+fi
 [ "$full" = full ] || exit 0
 
 emulated max checkkern-all "$checkkern" --seed 2 &

@@ -62,7 +62,7 @@ elif make_build "$build-asan" -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_C_FLAGS_DEBUG=-O
 fi
 
 echo "== Arm64, emulated"
-JOBS=$jobs tests/arm64.sh "$build-arm64" $full | tee "$build/arm64.testlog"
+JOBS=$jobs HOST_CHECKKERN=$build/checkkern tests/arm64.sh "$build-arm64" $full | tee "$build/arm64.testlog"
 logs="$logs $build/arm64.testlog"
 
 if [ "$full" = full ]; then

@@ -3,7 +3,7 @@
  * plain C against double precision. One line per entry and tier; exit status 1 when a check
  * fails or faults, or a tier that the processor has did not run. With --bench it measures.
  *
- * usage: checkkern [--list] [--filter TEXT] [--tier NAME] [--seed N] [--bench] */
+ * usage: checkkern [--list] [--filter TEXT] [--tier NAME] [--seed N] [--bench | --digest] */
 #include "checkkern.h"
 
 #include <signal.h>
@@ -113,7 +113,7 @@ static bool same_function(const bxn_kernels *a, const bxn_kernels *b, size_t slo
 typedef struct options {
     const char *filter, *tier;
     uint64_t seed;
-    bool list, bench;
+    bool list, bench, digest;
 } options;
 
 static bool parse(options *o, int argc, char **argv)
@@ -124,6 +124,8 @@ static bool parse(options *o, int argc, char **argv)
             o->list = true;
         } else if (strcmp(argv[i], "--bench") == 0) {
             o->bench = true;
+        } else if (strcmp(argv[i], "--digest") == 0) {
+            o->digest = true;
         } else if (strcmp(argv[i], "--filter") == 0 && value != NULL) {
             o->filter = argv[++i];
         } else if (strcmp(argv[i], "--tier") == 0 && value != NULL) {
@@ -205,7 +207,7 @@ int main(int argc, char **argv)
     options o = {.seed = 1};
     if (!parse(&o, argc, argv)) {
         fprintf(stderr, "usage: checkkern [--list] [--filter TEXT] [--tier NAME] "
-                        "[--seed N] [--bench]\n");
+                        "[--seed N] [--bench | --digest]\n");
         return 2;
     }
     uint64_t features = bxn_cpu_detect(), failures = 0, ran = 0;
@@ -235,6 +237,15 @@ int main(int argc, char **argv)
                     printf("%-14s %-10s %s\n", entries[e].name, tiers[t].name,
                            have[t] ? "runs here" : "not on this processor");
         return 0;
+    }
+    if (o.digest) {
+        for (size_t t = 0; t < TIERS; t++)
+            if (o.tier != NULL && have[t] && strcmp(o.tier, tiers[t].name) == 0) {
+                print_digests(&tables[t], &tables[0]);
+                return 0;
+            }
+        fprintf(stderr, "checkkern: --digest wants the --tier of this processor to print\n");
+        return 2;
     }
     if (o.bench) {
         bxn_kernels chosen[TIERS];

@@ -89,6 +89,9 @@ void check_attention_f16(run *r);
 void check_attention_f32(run *r);
 void check_to_f16(run *r);
 
+/* One line for each entry whose bits all SIMD tiers share. */
+void print_digests(const bxn_kernels *kernels, const bxn_kernels *plain);
+
 /* Speed of every entry of these tables beside the machine's own limits. */
 int bench_kernels(const bxn_kernels *tables, const char *const *names, size_t count,
                   const char *filter);
