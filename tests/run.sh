@@ -61,6 +61,10 @@ elif make_build "$build-asan" -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_C_FLAGS_DEBUG=-O
     run_tests asan "$build-asan" -L 'unit|fuzz|kernels'
 fi
 
+echo "== Arm64, emulated"
+JOBS=$jobs HOST_CHECKKERN=$build/checkkern tests/arm64.sh "$build-arm64" $full | tee "$build/arm64.testlog"
+logs="$logs $build/arm64.testlog"
+
 if [ "$full" = full ]; then
     echo "== thread sanitizer, unit tests"
     if make_build "$build-tsan" -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_C_FLAGS_DEBUG=-O1 -g" \

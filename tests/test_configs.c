@@ -14,10 +14,11 @@
 
 #include "fixture_tensors.h"
 #include "runtime/runtime.h"
+#include "test_tiers.h"
 
 static const char *const names[] = { "affine_narrow", "affine_wide", "extensions", "half_types", "nf4",
                                      "odd_sizes", "one_expert", "one_tap", "window_one" };
-static const uint64_t tiers[] = { BITAXON_CPU_NONE, BITAXON_CPU_AVX2, BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512 };
+static const uint64_t tiers[] = TEST_TIERS;
 
 static void run(const char *name, uint64_t tier, uint32_t flags)
 {

@@ -13,10 +13,11 @@
 
 #include "api/api.h"
 #include "fixture_tensors.h"
+#include "test_tiers.h"
 
-static const uint64_t tiers[] = { BITAXON_CPU_NONE, BITAXON_CPU_AVX2, BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512 };
-static const char *const tier_names[] = { "c", "avx2", "avx512" };
-enum { TIERS = 3, BATCH = 2, LENGTH = 40, VOCAB = 96, DIM = 64, CHANNELS = 128, STATES = 4 };
+static const uint64_t tiers[] = TEST_TIERS;
+static const char *const tier_names[] = TEST_TIER_NAMES;
+enum { TIERS = sizeof tiers / sizeof tiers[0], BATCH = 2, LENGTH = 40, VOCAB = 96, DIM = 64, CHANNELS = 128, STATES = 4 };
 
 static bool tier_present(int tier)
 {

@@ -18,15 +18,25 @@
 #include "kernels/kernels.h"
 #include "runtime/runtime.h"
 
+#if defined(__aarch64__)
+#define TIERS 4
+#else
 #define TIERS 3
+#endif
 static bxn_kernels tiers[TIERS];
 static size_t tier_count;
 
 static int set_up(void **state)
 {
     (void)state;
+#if defined(__aarch64__)
+    const uint64_t dotprod = BITAXON_CPU_NEON | BITAXON_CPU_NEON_DOTPROD;
+    const uint64_t features[TIERS] = {0, BITAXON_CPU_NEON, dotprod,
+                                      dotprod | BITAXON_CPU_NEON_I8MM};
+#else
     static const uint64_t features[TIERS] = {0, BITAXON_CPU_AVX2,
                                              BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512};
+#endif
     uint64_t detected = bxn_cpu_detect();
     tier_count = 0;
     for (size_t i = 0; i < TIERS; i++)
@@ -61,7 +71,6 @@ static void test_choice(void **state)
     bxn_kernels_init(&k, 0);
     assert_true(k.features == 0);
     assert_string_equal(bxn_kernels_name(0), "c");
-    assert_string_equal(bxn_kernels_name(BITAXON_CPU_AMX | BITAXON_CPU_NEON), "c");
     bxn_kernels_init(&all, UINT64_MAX);
 #if defined(__x86_64__)
     const uint64_t both = BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512; /* what lies above is the compiler's */
@@ -75,6 +84,19 @@ static void test_choice(void **state)
     assert_true(all.features == 0 && all.scan == k.scan);
     if (bxn_cpu_detect() & BITAXON_CPU_AVX512)
         assert_true(bxn_cpu_detect() & BITAXON_CPU_AVX2);
+#elif defined(__aarch64__)
+    const uint64_t neon = BITAXON_CPU_NEON, dotprod = neon | BITAXON_CPU_NEON_DOTPROD;
+    assert_true(all.features == (dotprod | BITAXON_CPU_NEON_I8MM));
+    assert_string_equal(bxn_kernels_name(UINT64_MAX), "c neon dotprod i8mm");
+    assert_string_equal(bxn_kernels_name(dotprod), "c neon dotprod");
+    assert_string_equal(bxn_kernels_name(neon | BITAXON_CPU_NEON_I8MM), "c neon");
+    assert_string_equal(bxn_kernels_name(BITAXON_CPU_AVX2), "c");
+    assert_true(all.scan != k.scan && all.mm_near4 != k.mm_near4);
+    bxn_kernels_init(&all, BITAXON_CPU_NEON_DOTPROD); /* stands upon NEON */
+    assert_true(all.features == 0 && all.mm_near4 == k.mm_near4);
+    bxn_kernels_init(&all, neon | BITAXON_CPU_NEON_I8MM); /* stands upon both */
+    assert_true(all.features == neon);
+    assert_true(bxn_cpu_detect() & BITAXON_CPU_NEON);
 #else
     assert_true(all.features == 0 && all.scan == k.scan);
 #endif

@@ -12,11 +12,12 @@
 #include <string.h>
 
 #include "api/api.h"
+#include "test_tiers.h"
 
 enum { VOCAB = 96, SEQUENCES = 7, ROUNDS = 9 };
 
 static const char *const paths[] = { "tests/golden/tiny-fp32", "tests/golden/tiny-q4" };
-static const uint64_t tiers[] = { BITAXON_CPU_NONE, BITAXON_CPU_AVX2, BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512 };
+static const uint64_t tiers[] = TEST_TIERS;
 
 /* Tokens that each sequence reads in each round: prompts, decoding, none; the sum of a round is at
  * most BXN_TILE, windows (16) and pages (64) are crossed at different times. */

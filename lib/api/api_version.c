@@ -21,6 +21,8 @@
 
 #if defined(__x86_64__)
 #define TIERS "c avx2 avx512"
+#elif defined(__aarch64__)
+#define TIERS "c neon dotprod i8mm"
 #else
 #define TIERS "c"
 #endif

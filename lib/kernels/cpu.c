@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cpu.c - what this processor and its operating system offer. Called when a model is
  * opened and by the public feature query. A feature counts only when the registers it
- * needs are saved by the system (xgetbv). Asks for no permission: that a host may use
- * AMX tiles is decided elsewhere. */
+ * needs are saved by the system (xgetbv; on Arm64 the system's own list says so). Asks for no
+ * permission: that a host may use AMX tiles is decided elsewhere. */
 #include <bitaxon/version.h>
 
 #include "kernels/kernels.h"
@@ -58,10 +58,53 @@ uint64_t bxn_cpu_detect(void)
     return features;
 }
 #elif defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/auxv.h>
+
+/* Bits of the kernel's interface (arch/arm64 uapi asm/hwcap.h), here by number because old
+ * headers lack them. A bit is set only when all cores have the instructions. */
+#define CAP_ASIMD (1ul << 1)
+#define CAP_ASIMDDP (1ul << 20)
+#define CAP2_I8MM (1ul << 13)
+
 uint64_t bxn_cpu_detect(void)
 {
-    return BITAXON_CPU_NEON;
+    const unsigned long caps = getauxval(AT_HWCAP), caps2 = getauxval(AT_HWCAP2);
+    uint64_t features = 0;
+    if (caps & CAP_ASIMD)
+        features |= BITAXON_CPU_NEON;
+    if (features != 0 && (caps & CAP_ASIMDDP) != 0)
+        features |= BITAXON_CPU_NEON_DOTPROD;
+    if ((features & BITAXON_CPU_NEON_DOTPROD) != 0 && (caps2 & CAP2_I8MM) != 0)
+        features |= BITAXON_CPU_NEON_I8MM;
+    return features;
 }
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+
+static int offered(const char *name)
+{
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, NULL, 0) == 0 && value != 0;
+}
+
+/* Every Arm Mac has NEON. */
+uint64_t bxn_cpu_detect(void)
+{
+    uint64_t features = BITAXON_CPU_NEON;
+    if (offered("hw.optional.arm.FEAT_DotProd"))
+        features |= BITAXON_CPU_NEON_DOTPROD;
+    if ((features & BITAXON_CPU_NEON_DOTPROD) != 0 && offered("hw.optional.arm.FEAT_I8MM"))
+        features |= BITAXON_CPU_NEON_I8MM;
+    return features;
+}
+#else
+uint64_t bxn_cpu_detect(void)
+{
+    return BITAXON_CPU_NEON; /* part of the architecture; the rest nobody can be asked */
+}
+#endif
 #else
 uint64_t bxn_cpu_detect(void)
 {

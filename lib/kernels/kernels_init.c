@@ -63,8 +63,9 @@
         SET(quant_bf16, tier);                                                                     \
     } while (0)
 
-/* The features that have kernels in this build. AVX-512 stands upon AVX2, AMX
- * upon AVX-512 (to whose BF16 part bxn_cpu_detect sees). */
+/* The features that have kernels in this build. AVX-512 stands upon AVX2, AMX upon AVX-512 (to
+ * whose BF16 part bxn_cpu_detect sees), the dot products of bytes upon NEON, the matrix
+ * products of bytes upon those. */
 static uint64_t usable(uint64_t features)
 {
 #if defined(__x86_64__)
@@ -77,6 +78,13 @@ static uint64_t usable(uint64_t features)
     if (used & BITAXON_CPU_AVX512)
         used |= features & BITAXON_CPU_AMX;
 #endif
+    return used;
+#elif defined(__aarch64__)
+    uint64_t used = features & BITAXON_CPU_NEON;
+    if (used != 0)
+        used |= features & BITAXON_CPU_NEON_DOTPROD;
+    if (used & BITAXON_CPU_NEON_DOTPROD)
+        used |= features & BITAXON_CPU_NEON_I8MM;
     return used;
 #else
     (void)features;
@@ -112,6 +120,15 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
     if (kernels->features & BITAXON_CPU_AMX)
         FILL_TILE(amx);
 #endif
+#elif defined(__aarch64__)
+    if (kernels->features & BITAXON_CPU_NEON) {
+        FILL_COMMON(neon);
+        FILL_INTEGER(neon);
+    }
+    if (kernels->features & BITAXON_CPU_NEON_DOTPROD)
+        FILL_INTEGER(dotprod);
+    if (kernels->features & BITAXON_CPU_NEON_I8MM)
+        FILL_INTEGER(i8mm);
 #endif
 }
 
@@ -130,5 +147,9 @@ const char *bxn_kernels_name(uint64_t features)
         return vnni ? "c avx2 avxvnni avx512" : "c avx2 avx512";
     if (used & BITAXON_CPU_AVX2)
         return vnni ? "c avx2 avxvnni" : "c avx2";
+    if (used & BITAXON_CPU_NEON_I8MM)
+        return "c neon dotprod i8mm";
+    if (used & BITAXON_CPU_NEON)
+        return used & BITAXON_CPU_NEON_DOTPROD ? "c neon dotprod" : "c neon";
     return "c";
 }

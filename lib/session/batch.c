@@ -103,7 +103,7 @@ bitaxon_status bxn_batch_step(bxn_session *const *sessions, uint32_t count, int3
     uint64_t spent = bxn_now_ns(leader->mem) - began;
     for (uint32_t i = 0; i < count; i++) {
         bxn_session *session = sessions[i];
-        bxn_cache_commit(session->cache, &chosen[i], 1, &session->spare);
+        bxn_cache_commit(session->cache, &chosen[i], 1, BXN_PHASE_DECODE, &session->spare);
         bxn_session_keep_point(session->cache);
         atomic_store(&session->cancel, 0); /* it came too late for this call, and was not for the next */
         session->stats.decode_tokens++;

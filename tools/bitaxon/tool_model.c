@@ -23,6 +23,10 @@ static const isa_choice isa_choices[] = {
     {"amx", BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512 | BITAXON_CPU_AMX,
      BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512 | BITAXON_CPU_AMX},
     {"neon", BITAXON_CPU_NEON, BITAXON_CPU_NEON},
+    {"dotprod", BITAXON_CPU_NEON | BITAXON_CPU_NEON_DOTPROD,
+     BITAXON_CPU_NEON | BITAXON_CPU_NEON_DOTPROD},
+    {"i8mm", BITAXON_CPU_NEON | BITAXON_CPU_NEON_DOTPROD | BITAXON_CPU_NEON_I8MM,
+     BITAXON_CPU_NEON | BITAXON_CPU_NEON_DOTPROD | BITAXON_CPU_NEON_I8MM},
 };
 
 static const isa_choice *find_isa(const char *name)
@@ -65,8 +69,9 @@ int tool_model_args_check(const char *command, const tool_model_args *args)
     if (args->isa != NULL) {
         const isa_choice *isa = find_isa(args->isa);
         if (isa == NULL) {
-            return tool_usage_error(command, "--isa: '%s' is not c, avx2, avx512, amx or neon",
-                                    args->isa);
+            return tool_usage_error(
+                command, "--isa: '%s' is not c, avx2, avx512, amx, neon, dotprod or i8mm",
+                args->isa);
         }
         if ((isa->features & ~bitaxon_cpu_features()) != 0) {
             return tool_error("--isa %s: this machine lacks it", args->isa);

@@ -3,7 +3,7 @@
  * plain C against double precision. One line per entry and tier; exit status 1 when a check
  * fails or faults, or a tier that the processor has did not run. With --bench it measures.
  *
- * usage: checkkern [--list] [--filter TEXT] [--tier NAME] [--seed N] [--bench] */
+ * usage: checkkern [--list] [--filter TEXT] [--tier NAME] [--seed N] [--bench | --digest] */
 #include "check_tile.h"
 #include "checkkern.h"
 
@@ -17,6 +17,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 /* Entries by what a tier has to have of its own. */
@@ -67,9 +70,10 @@ static const tier tiers[] = {
     {"avx512vnni", AVX512_TIER | BITAXON_CPU_AVX512_VNNI, 0},
     {"amx", AVX512_TIER | BITAXON_CPU_AVX512_VNNI | BITAXON_CPU_AMX, GROUP_TILE},
 #elif defined(__aarch64__)
-    {"neon", BITAXON_CPU_NEON, 0},
-    {"dotprod", BITAXON_CPU_NEON | BITAXON_CPU_NEON_DOTPROD, 0},
-    {"i8mm", BITAXON_CPU_NEON | BITAXON_CPU_NEON_DOTPROD | BITAXON_CPU_NEON_I8MM, 0},
+#define DOTPROD_TIER (BITAXON_CPU_NEON | BITAXON_CPU_NEON_DOTPROD)
+    {"neon", BITAXON_CPU_NEON, GROUP_COMMON | GROUP_INTEGER},
+    {"dotprod", DOTPROD_TIER, GROUP_INTEGER},
+    {"i8mm", DOTPROD_TIER | BITAXON_CPU_NEON_I8MM, GROUP_INTEGER},
 #endif
 };
 #define TIERS (sizeof tiers / sizeof tiers[0])
@@ -91,6 +95,19 @@ static uint64_t features_of_compiler(void)
     if ((found & BITAXON_CPU_AVX2) && __get_cpuid_count(7, 0, &a, &b, &c, &d) && a >= 1 &&
         __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4) != 0)
         found |= BITAXON_CPU_AVX_VNNI;
+#elif defined(__aarch64__) && defined(__linux__)
+    /* The identification registers, which the system reads for a program. */
+    if (getauxval(AT_HWCAP) & HWCAP_CPUID) {
+        uint64_t isar0, isar1;
+        __asm__ volatile("mrs %0, id_aa64isar0_el1" : "=r"(isar0));
+        __asm__ volatile("mrs %0, id_aa64isar1_el1" : "=r"(isar1));
+        found |= BITAXON_CPU_NEON;
+        if ((isar0 >> 44 & 15) != 0) {
+            found |= BITAXON_CPU_NEON_DOTPROD;
+            if ((isar1 >> 52 & 15) != 0)
+                found |= BITAXON_CPU_NEON_I8MM;
+        }
+    }
 #endif
     return found;
 }
@@ -103,7 +120,7 @@ static bool same_function(const bxn_kernels *a, const bxn_kernels *b, size_t slo
 typedef struct options {
     const char *filter, *tier;
     uint64_t seed;
-    bool list, bench;
+    bool list, bench, digest;
 } options;
 
 static bool parse(options *o, int argc, char **argv)
@@ -114,6 +131,8 @@ static bool parse(options *o, int argc, char **argv)
             o->list = true;
         } else if (strcmp(argv[i], "--bench") == 0) {
             o->bench = true;
+        } else if (strcmp(argv[i], "--digest") == 0) {
+            o->digest = true;
         } else if (strcmp(argv[i], "--filter") == 0 && value != NULL) {
             o->filter = argv[++i];
         } else if (strcmp(argv[i], "--tier") == 0 && value != NULL) {
@@ -228,7 +247,7 @@ int main(int argc, char **argv)
     options o = {.seed = 1};
     if (!parse(&o, argc, argv)) {
         fprintf(stderr, "usage: checkkern [--list] [--filter TEXT] [--tier NAME] "
-                        "[--seed N] [--bench]\n");
+                        "[--seed N] [--bench | --digest]\n");
         return 2;
     }
     uint64_t features = bxn_cpu_detect(), failures = 0, ran = 0;
@@ -258,6 +277,15 @@ int main(int argc, char **argv)
                     printf("%-14s %-10s %s\n", entries[e].name, tiers[t].name,
                            have[t] ? "runs here" : "not on this processor");
         return 0;
+    }
+    if (o.digest) {
+        for (size_t t = 0; t < TIERS; t++)
+            if (o.tier != NULL && have[t] && strcmp(o.tier, tiers[t].name) == 0) {
+                print_digests(&tables[t], &tables[0]);
+                return 0;
+            }
+        fprintf(stderr, "checkkern: --digest wants the --tier of this processor to print\n");
+        return 2;
     }
     if (o.bench) {
         bxn_kernels chosen[TIERS];
