@@ -251,9 +251,6 @@ BXN_INLINE void prepare(const bxn_packed *w, const bxn_mm_args *args, uint32_t m
     k->xscale[0] = xscale[0];
     k->xscale[1] = xscale[pairs];
     k->xscale[2] = k->xscale[3] = xscale[1];
-    if (pairs)
-        return;
-    k->xscale[1] = xscale[0];
 }
 
 /* y of 8 rows and one token: one integer block more. */
@@ -498,20 +495,14 @@ BXN_INLINE void few_groups(const bxn_packed *w, const lookup *table, uint32_t gr
                 const size_t fetch = m == 0 ? ahead : 0;
                 const token *k = tokens + m;
                 float *out = y[s] + (size_t)m * 16;
-                switch (count - m) {
-                case 1:
+                if (count - m == 1)
                     few_unit(w, table, unit, fetch, k, 1, out, mode, blocks);
-                    break;
-                case 2:
+                else if (count - m == 2)
                     few_unit(w, table, unit, fetch, k, 2, out, mode, blocks);
-                    break;
-                case 3:
+                else if (count - m == 3)
                     few_unit(w, table, unit, fetch, k, 3, out, mode, blocks);
-                    break;
-                default:
+                else
                     few_unit(w, table, unit, fetch, k, 4, out, mode, blocks);
-                    break;
-                }
             }
         }
     }
