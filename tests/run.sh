@@ -97,12 +97,13 @@ if [ "$full" = full ]; then
     else
         echo "SKIP valgrind: not installed (make deps-full)" | tee -a "$build/full.testlog"
     fi
-    echo "== processors without AVX-512 and without AVX"
+    echo "== processors without AVX-512 and without AVX; what of AVX-512 qemu does not have is not offered"
     if command -v qemu-x86_64 >/dev/null 2>&1 && [ "$(uname -m)" = x86_64 ]; then
-        for cpu in Nehalem Haswell; do
-            for name in test_version test_golden; do
+        for cpu in Nehalem Haswell Skylake-Server Icelake-Server; do
+            for name in test_version test_cpu test_golden; do
                 checked "qemu-$cpu/$name" qemu-x86_64 -cpu $cpu "$build/tests/$name"
             done
+            checked "qemu-$cpu/checkkern" qemu-x86_64 -cpu $cpu "$build/checkkern" --filter near4
         done
     else
         echo "SKIP qemu: needs qemu-user and an x86-64 machine" | tee -a "$build/full.testlog"
