@@ -359,10 +359,6 @@ static void test_models(void **state)
     OPEN(LIMIT, .path = path, .max_bytes = 1);
     OPEN(OK, .path = path, .max_bytes = UINT64_MAX, .threads = 1);
     OPEN(OK, .path = path, .cpu_mask = UINT64_MAX, .threads = 1);
-    OPEN(OK, .path = path, .accuracy = BITAXON_ACCURACY_FAST, .threads = 1);
-    OPEN(INVALID_ARGUMENT, .path = path, .accuracy = 4);
-    OPEN(INVALID_ARGUMENT, .path = path, .accuracy = -1);
-    OPEN(UNSUPPORTED, .path = path, .reserved0 = 1);
     OPEN(OK, .path = path, .cpu_mask = BITAXON_CPU_NONE, .threads = 1);
     OPEN(OK, .path = path, .cpu_mask = 0x4000000000000000u, .threads = 256);
     OPEN(OK, .path = "tests/golden/tiny-q4/weights.safetensors", .threads = 1);

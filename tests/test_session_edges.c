@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_session_edges.c - where sessions once promised more than they held: a fingerprint that
  * knows the configuration, automatic checkpoints under a ceiling, a rewind with nothing
- * to allocate, a cancel that comes too late, many experts, words to a watching host. */
+ * to allocate, a cancel that comes too late, many experts, words to a watching host, accuracies. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -249,6 +250,55 @@ static void test_watched_read(void **state)
     bitaxon_model_free(model);
 }
 
+/* The accuracy asked for is the one in use, is refused when unknown, and matters: products of the
+ * 4-bit model differ between the three, within what each promises; those of the float one do not. */
+static void test_accuracy(void **state)
+{
+    (void)state;
+    static const char *const names[] = { "", "exact", "near", "fast" };
+    static const double bounds[] = { 0, 0, 5e-4, 0.05 };
+    static float logits[4][20 * 96];
+    bitaxon_model_params params = { .struct_size = sizeof params, .path = "tests/golden/tiny-q4", .threads = 2 };
+    bitaxon_cache_params cache = { .struct_size = sizeof cache, .kv_type = BITAXON_KV_F32 };
+    bitaxon_session_params session_params = { .struct_size = sizeof session_params, .cache_params = &cache };
+    bitaxon_model *model;
+    for (int which = 0; which < 2; which++) {
+        params.path = which == 0 ? "tests/golden/tiny-q4" : "tests/golden/tiny-fp32";
+        for (int32_t accuracy = BITAXON_ACCURACY_DEFAULT; accuracy <= BITAXON_ACCURACY_FAST; accuracy++) {
+            bitaxon_session *session;
+            char name[16];
+            params.accuracy = accuracy;
+            OK(bitaxon_model_open(&params, &model, &error));
+            OK(bitaxon_model_info_text(model, "accuracy", name, sizeof name, NULL, &error));
+            int64_t features;
+            OK(bitaxon_model_info_int(model, "cpu_features", &features, &error));
+            int32_t used = accuracy != BITAXON_ACCURACY_DEFAULT ? accuracy : features != 0 ? BITAXON_ACCURACY_NEAR : BITAXON_ACCURACY_EXACT;
+            assert_string_equal(name, names[used]);
+            OK(bitaxon_session_create(model, &session_params, &session, &error));
+            OK(bitaxon_session_evaluate(session, text, 20, logits[accuracy], &error));
+            bitaxon_session_free(session);
+            bitaxon_model_free(model);
+        }
+        for (int accuracy = BITAXON_ACCURACY_NEAR; accuracy <= BITAXON_ACCURACY_FAST; accuracy++) {
+            double worst = 0, largest = 0;
+            for (int i = 0; i < 20 * 96; i++) {
+                double e = fabs((double)logits[accuracy][i] - (double)logits[BITAXON_ACCURACY_EXACT][i]);
+                worst = e > worst ? e : worst;
+                largest = fmax(largest, fabs((double)logits[BITAXON_ACCURACY_EXACT][i]));
+            }
+            print_message("model %d, %s: largest difference %.3g of %.3g\n", which, names[accuracy], worst, largest);
+            assert_true(which == 1 ? worst == 0 : worst > 0 && worst <= bounds[accuracy] * largest);
+        }
+    }
+    params.accuracy = 4;
+    assert_int_equal(bitaxon_model_open(&params, &model, &error), BITAXON_INVALID_ARGUMENT);
+    params.accuracy = -1;
+    assert_int_equal(bitaxon_model_open(&params, &model, &error), BITAXON_INVALID_ARGUMENT);
+    params.accuracy = 0;
+    params.reserved0 = 1;
+    assert_int_equal(bitaxon_model_open(&params, &model, &error), BITAXON_UNSUPPORTED);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -258,6 +308,7 @@ int main(void)
         cmocka_unit_test(test_late_cancel_is_spent),
         cmocka_unit_test(test_many_experts),
         cmocka_unit_test(test_watched_read),
+        cmocka_unit_test(test_accuracy),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
