@@ -23,7 +23,6 @@ struct bitaxon_model {
     bxn_tokenizer *tokenizer;
     uint64_t mapped_bytes;
     uint64_t parameters, active_parameters;
-    int32_t accuracy; /* BITAXON_ACCURACY_*, the one in use; 0 without weights */
     bool has_weights;
     bool packed;
 };

@@ -169,10 +169,9 @@ static bitaxon_status open_all(bitaxon_model *model, const bitaxon_model_params 
         status = bxn_import_bit_axon(&model->mem, tensors, plan, &progress, &model->core, &model->loaded, error);
     if (status == BITAXON_OK) {
         int32_t best = model->core.kernels.features != 0 ? BITAXON_ACCURACY_NEAR : BITAXON_ACCURACY_EXACT;
-        model->accuracy = p->accuracy == BITAXON_ACCURACY_DEFAULT ? best : p->accuracy;
-        model->core.accuracy = model->accuracy;
-        if (!plan && model->accuracy != BITAXON_ACCURACY_EXACT)
-            bxn_model_integers(&model->core, model->accuracy == BITAXON_ACCURACY_FAST);
+        model->core.accuracy = p->accuracy == BITAXON_ACCURACY_DEFAULT ? best : p->accuracy;
+        if (!plan && model->core.accuracy != BITAXON_ACCURACY_EXACT)
+            bxn_model_integers(&model->core, model->core.accuracy == BITAXON_ACCURACY_FAST);
         model->has_weights = true;
         model->packed = bxn_tensors_meta(tensors, "bitaxon.packed") != NULL;
     }

@@ -85,7 +85,7 @@ bitaxon_status bitaxon_model_info_text(const bitaxon_model *model, const char *k
         text = bxn_kernels_name(model->core.kernels.features);
     } else if (strcmp(key, "accuracy") == 0) {
         static const char *const names[] = { "none", "exact", "near", "fast" };
-        text = names[model->accuracy];
+        text = names[model->core.accuracy];
     }
     if (text == NULL)
         return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "unknown text key '%s'", key);

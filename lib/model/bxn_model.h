@@ -75,7 +75,7 @@ typedef struct bxn_model {
     uint64_t map_bytes;
     bxn_kernels kernels;
     bxn_pool *pool;
-    int32_t accuracy; /* BITAXON_ACCURACY_*, the one in use; 0: not stated */
+    int32_t accuracy; /* BITAXON_ACCURACY_*, the one in use; 0 without weights */
 } bxn_model;
 
 /* Fill state_offset of every SSM sublayer, kv_index, counts and state_floats. */

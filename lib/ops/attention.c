@@ -240,23 +240,12 @@ bitaxon_status bxn_attention_forward(const bxn_exec *exec, const bxn_attention *
                                      const bxn_segment *segments, uint32_t n)
 {
     bxn_workspace *ws = exec->ws;
-    bitaxon_status status = BITAXON_OK;
-    if (bxn_weight_needs_sums(&p->q_proj) || bxn_weight_needs_sums(&p->k_proj) ||
-        bxn_weight_needs_sums(&p->v_proj))
-        status = bxn_linear_sums(exec, ws->n, ws->ld_d, p->q_proj.cols, tokens, ws->sums);
-    if (status != BITAXON_OK)
-        return status;
-    bxn_mm_args args = {.x = ws->n,
-                        .ldx = ws->ld_d,
-                        .count = tokens,
-                        .ldy = ws->ld_d,
-                        .xsum = ws->sums,
-                        .ldsum = ws->ld_sum};
+    bxn_mm_args args = {.x = ws->n, .ldx = ws->ld_d, .count = tokens, .ldy = ws->ld_d};
     bxn_linear_job jobs[3] = {{&p->q_proj, args}, {&p->k_proj, args}, {&p->v_proj, args}};
     jobs[0].args.y = ws->q;
     jobs[1].args.y = ws->k;
     jobs[2].args.y = ws->v;
-    status = bxn_linear_jobs(exec, jobs, 3);
+    bitaxon_status status = bxn_linear_jobs(exec, jobs, 3);
     if (status != BITAXON_OK)
         return status;
     status = attend_segments(exec, p, segments, n);
