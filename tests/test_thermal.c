@@ -571,6 +571,107 @@ static void test_shared(void **state)
     bitaxon_thermal_free(thermal);
 }
 
+/* ---- sessions ---------------------------------------------------------------------------------- */
+
+typedef struct story { /* a sensor that follows a script, one value per sample */
+    const double *celsius;
+    size_t count, next;
+    uint64_t energy_uj, now;
+} story;
+
+static int32_t story_read(void *user, bitaxon_reading *out)
+{
+    story *s = user;
+    double celsius = s->celsius[s->next < s->count ? s->next : s->count - 1];
+    s->next++;
+    s->energy_uj += 1000;
+    out->known = BITAXON_READ_TEMPERATURE | BITAXON_READ_ENERGY;
+    out->temperature_mc = (int32_t)(celsius * 1000);
+    out->energy_uj = s->energy_uj;
+    return 0;
+}
+
+/* A clock that moves on at each look: every gate samples. */
+static uint64_t story_now(void *user) { return ((story *)user)->now += 300000000u; }
+static void story_sleep(void *user, uint64_t ns) { ((story *)user)->now += ns; }
+
+static bitaxon_session *session_with(bitaxon_model *model, bitaxon_thermal *thermal)
+{
+    bitaxon_session_params params = {.struct_size = sizeof params, .thermal = thermal};
+    bitaxon_session *session;
+    assert_int_equal(bitaxon_session_create(model, &params, &session, NULL), BITAXON_OK);
+    return session;
+}
+
+static void test_sessions(void **state)
+{
+    (void)state;
+    enum { PROMPT = 90, MORE = 6 };
+    static const double heats[] = {50, 50, 60, 78, 86, 84, 79, 60, 50, 50, 97, 97, 60, 50};
+    bitaxon_error error = BITAXON_ERROR_INIT;
+    bitaxon_model_params open = {.struct_size = sizeof open, .path = "tests/golden/tiny-q4", .threads = 3};
+    bitaxon_model *model;
+    assert_int_equal(bitaxon_model_open(&open, &model, &error), BITAXON_OK);
+    int32_t prompt[PROMPT], want[MORE], got[MORE];
+    for (int i = 0; i < PROMPT; i++)
+        prompt[i] = i * 7 % 90;
+    bitaxon_session *plain = session_with(model, NULL);
+    assert_int_equal(bitaxon_session_prefill(plain, prompt, PROMPT, &error), BITAXON_OK);
+    for (int i = 0; i < MORE; i++)
+        assert_int_equal(bitaxon_session_decode(plain, &want[i], &error), BITAXON_OK);
+
+    story s = {.celsius = heats, .count = sizeof heats / sizeof heats[0], .now = 1};
+    bitaxon_host host = {.struct_size = sizeof host, .user = &s, .now_ns = story_now};
+    bitaxon_thermal_params params = {.struct_size = sizeof params, .host = &host, .read = story_read,
+                                     .sleep_ns = story_sleep, .user = &s};
+    bitaxon_thermal *thermal;
+    assert_int_equal(bitaxon_thermal_create(&params, &thermal, &error), BITAXON_OK);
+    bitaxon_session *session = session_with(model, thermal);
+    int stops = 0;
+    uint64_t read = 0;
+    while (read < PROMPT) { /* in pieces, so that the story gets on */
+        size_t n = PROMPT - read < 9 ? (size_t)(PROMPT - read) : 9;
+        bitaxon_status status = bitaxon_session_prefill(session, prompt + read, n, &error);
+        if (status == BITAXON_THERMAL_STOP) {
+            assert_non_null(strstr(error.message, "thermal policy: "));
+            assert_int_equal(bitaxon_session_position(session), read); /* nothing half read */
+            stops++;
+        } else {
+            assert_int_equal(status, BITAXON_OK);
+            read += n;
+        }
+    }
+    for (int i = 0; i < MORE; i++)
+        assert_int_equal(bitaxon_session_decode(session, &got[i], &error), BITAXON_OK);
+    assert_memory_equal(got, want, sizeof want); /* pauses, fewer threads and stops change no bits */
+    assert_true(stops >= 1);
+    bitaxon_thermal_status t = status_of(thermal);
+    assert_true(t.paused_ns > 0);
+    assert_in_range(t.transitions, 4, 20);
+    bitaxon_stats stats = {.struct_size = sizeof stats};
+    assert_int_equal(bitaxon_session_stats(session, &stats, &error), BITAXON_OK);
+    assert_true(stats.prefill_uj > 0 && stats.prefill_uj + stats.decode_uj <= t.energy_uj);
+    bitaxon_thermal_free(thermal); /* the session keeps it */
+    assert_int_equal(bitaxon_session_decode(session, &got[0], &error), BITAXON_OK);
+    bitaxon_session_free(session);
+
+    /* Cancel from another thread while it is paused for ever. */
+    static const double hot[] = {90};
+    story h = {.celsius = hot, .count = 1, .now = 1};
+    params.user = &h;
+    params.host = NULL;
+    params.sleep_ns = NULL;
+    assert_int_equal(bitaxon_thermal_create(&params, &thermal, &error), BITAXON_OK);
+    session = session_with(model, thermal);
+    bitaxon_session_cancel(session);
+    assert_int_equal(bitaxon_session_prefill(session, prompt, PROMPT, &error), BITAXON_CANCELLED);
+    assert_int_equal(bitaxon_session_position(session), 0);
+    bitaxon_session_free(session);
+    bitaxon_thermal_free(thermal);
+    bitaxon_session_free(plain);
+    bitaxon_model_free(model);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -581,6 +682,7 @@ int main(void)
         cmocka_unit_test(test_power_supply),      cmocka_unit_test(test_rapl),
         cmocka_unit_test(test_throttle_files),    cmocka_unit_test(test_arguments),
         cmocka_unit_test(test_no_memory),         cmocka_unit_test(test_shared),
+        cmocka_unit_test(test_sessions),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

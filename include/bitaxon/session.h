@@ -16,6 +16,7 @@ extern "C" {
 #endif
 
 typedef struct bitaxon_session bitaxon_session;
+struct bitaxon_thermal;
 
 /* Add `bias` to the logit of `token`; -INFINITY forbids it. */
 typedef struct bitaxon_logit_bias {
@@ -47,6 +48,8 @@ typedef struct bitaxon_session_params {
     const bitaxon_sampler_params *sampler; /* NULL: what the cache holds (greedy when new) */
     bitaxon_progress_fn progress;          /* nullable; prefill, rewind and scoring */
     void *progress_user;
+    /* Nullable: asked before each token and each tile of a prompt (thermal.h); kept alive. */
+    struct bitaxon_thermal *thermal;
 } bitaxon_session_params;
 
 /* Params:    params  NULL: defaults.  out  NULL on failure.
@@ -213,6 +216,10 @@ typedef struct bitaxon_stats {
     uint64_t replayed_tokens;
     uint64_t replay_ns;
     uint64_t first_token_ns; /* from the start of the last prefill to its first decoded token */
+    /* With a thermal policy that has an energy source, microjoules of the source (of the whole
+     * package or machine); else 0. Replays count as prefill. */
+    uint64_t prefill_uj;
+    uint64_t decode_uj;
 } bitaxon_stats;
 
 /* Params:    out  caller-owned, struct_size set.

@@ -37,6 +37,7 @@ struct bitaxon_cache {
 struct bitaxon_session {
     bitaxon_model *model;
     bitaxon_cache *cache;
+    bitaxon_thermal *thermal; /* nullable; a reference */
     bxn_session core;
 };
 

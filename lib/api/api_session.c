@@ -32,6 +32,7 @@ void bitaxon_session_free(bitaxon_session *session)
     bitaxon_model *model = session->model;
     bxn_session_release(&session->core);
     detach(session->cache);
+    bitaxon_thermal_free(session->thermal);
     bxn_free(&model->mem, session, sizeof *session);
     bitaxon_model_free(model);
 }
@@ -76,6 +77,11 @@ bitaxon_status bitaxon_session_create(bitaxon_model *model, const bitaxon_sessio
     if (status != BITAXON_OK) {
         bitaxon_session_free(session);
         return status;
+    }
+    if (p.thermal != NULL) {
+        bxn_thermal_ref(p.thermal);
+        session->thermal = p.thermal;
+        session->core.thermal = &p.thermal->core;
     }
     *out = session;
     return BITAXON_OK;

@@ -19,8 +19,10 @@
 #define COMPILER "GCC " __VERSION__
 #endif
 
-#if defined(__x86_64__)
-#define TIERS "c avx2 avx512"
+#if defined(__x86_64__) && defined(BXN_HAVE_AMX)
+#define TIERS "c avx2 avxvnni avx512 avx512vnni amx"
+#elif defined(__x86_64__)
+#define TIERS "c avx2 avxvnni avx512 avx512vnni"
 #elif defined(__aarch64__)
 #define TIERS "c neon dotprod i8mm"
 #else

@@ -49,6 +49,7 @@ struct bxn_pool {
     uint32_t threads; /* the caller included */
     uint32_t started; /* workers alive */
     uint32_t useful;  /* workers that CPUs are there for; the others stay asleep */
+    _Atomic uint32_t limit; /* of threads, by bxn_pool_limit */
     pid_t process;
     _Atomic uint64_t state;
     atomic_int busy;
@@ -179,10 +180,14 @@ static void *worker_main(void *argument)
         }
         seen = JOB_GENERATION(state);
         bool inside = false;
-        while ((state & JOB_OPEN) != 0 && JOB_GENERATION(state) == seen && !inside)
+        const uint32_t limit = atomic_load_explicit(&pool->limit, memory_order_relaxed) - 1;
+        while ((state & JOB_OPEN) != 0 && JOB_GENERATION(state) == seen && !inside && JOB_INSIDE(state) < limit)
             inside = atomic_compare_exchange_weak(&pool->state, &state, state + 1);
-        if (!inside)
+        if (!inside) {
+            if (limit < pool->useful) /* awake, but one too many now */
+                sleep_until_called(pool, seen);
             continue;
+        }
         run_tasks(pool, self->number);
         state = atomic_fetch_sub(&pool->state, 1) - 1;
         if (JOB_INSIDE(state) == 0 && atomic_load(&pool->caller_waits) != 0) {
@@ -232,6 +237,7 @@ bitaxon_status bxn_pool_create(bxn_mem *mem, uint32_t threads, bxn_pool **out, b
     pool->threads = threads;
     uint32_t cpus = bxn_cpu_count();
     pool->useful = (threads < cpus ? threads : cpus) - 1;
+    atomic_init(&pool->limit, threads);
     pool->process = getpid();
     status = bxn_calloc(mem, (threads - 1) * sizeof *pool->workers, "thread pool", &memory, error);
     if (status == BITAXON_OK) {
@@ -300,6 +306,11 @@ void bxn_pool_free(bxn_pool *pool)
 
 uint32_t bxn_pool_threads(const bxn_pool *pool) { return pool->threads; }
 
+void bxn_pool_limit(bxn_pool *pool, uint32_t threads)
+{
+    atomic_store_explicit(&pool->limit, threads == 0 ? 1 : threads, memory_order_relaxed);
+}
+
 static bitaxon_status run_here(uint32_t count, bxn_task task, void *context, const atomic_int *cancel)
 {
     uint64_t saved = bxn_float_enter();
@@ -355,7 +366,9 @@ bitaxon_status bxn_pool_run(bxn_pool *pool, uint32_t count, bxn_task task, void 
     }
     uint64_t generation = JOB_GENERATION(atomic_load(&pool->state)) + 1;
     atomic_store(&pool->state, generation << 32 | JOB_OPEN);
-    call_workers(pool, count - 1 < pool->useful ? count - 1 : pool->useful);
+    uint32_t workers = atomic_load_explicit(&pool->limit, memory_order_relaxed) - 1;
+    workers = workers < pool->useful ? workers : pool->useful;
+    call_workers(pool, count - 1 < workers ? count - 1 : workers);
     uint64_t saved = bxn_float_enter();
     run_tasks(pool, 0);
     bxn_float_leave(saved);

@@ -127,6 +127,9 @@ bitaxon_status bxn_pool_create(bxn_mem *mem, uint32_t threads, bxn_pool **out,
 void bxn_pool_free(bxn_pool *pool);
 uint32_t bxn_pool_threads(const bxn_pool *pool);
 uint64_t bxn_pool_bytes(uint32_t threads);
+/* From now on wake so many threads at most, the caller included, at least 1 (for a machine that
+ * is warm). Any thread; results do not depend on it. */
+void bxn_pool_limit(bxn_pool *pool, uint32_t threads);
 
 /* Run task(context, i) for i < count on the pool or the host's executor and wait. A thread
  * of the pool begins with a contiguous range of tasks, the same range whenever count is the

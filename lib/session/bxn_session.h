@@ -4,6 +4,7 @@
 #define BXN_SESSION_H
 
 #include "session/bxn_cache.h"
+#include "thermal/bxn_thermal.h"
 #include "tokenizer/bxn_tokenizer.h"
 
 #define BXN_SCORE_ROWS 16 /* rows of logits at a time when scoring */
@@ -30,6 +31,10 @@ typedef struct bxn_session {
     bitaxon_stats stats;
     uint64_t prefill_began_ns;
     bool first_pending; /* no token decoded since the last prefill */
+    bxn_thermal *thermal; /* borrowed, nullable */
+    bxn_thermal_use use;
+    uint64_t left_ns;   /* when the last read ended */
+    uint64_t energy_uj; /* the policy's count that has been booked */
 } bxn_session;
 
 /* Accounted bytes of a session without its cache. */

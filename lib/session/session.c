@@ -242,6 +242,50 @@ void bxn_session_keep_point(bxn_cache *cache)
                 (unsigned long long)cache->length, error.message);
 }
 
+#define GAP_NS 1000000000u /* between two reads: what was used meanwhile is not theirs */
+
+/* A read begins: time and energy since the last one were the host's. A token is not worth
+ * reading the counter for; it is read when the sensors are. */
+static void thermal_begin(bxn_session *session, bxn_read_kind kind, uint64_t now)
+{
+    bxn_thermal *thermal = session->thermal;
+    if (thermal == NULL)
+        return;
+    uint64_t gap = now - session->left_ns;
+    if (session->use.since_ns != 0)
+        session->use.since_ns += gap;
+    if (kind != BXN_READ_DECODE || gap > GAP_NS)
+        (void)bxn_thermal_energy(thermal, &session->energy_uj);
+}
+
+static void thermal_end(bxn_session *session, bxn_read_kind kind)
+{
+    if (session->thermal == NULL)
+        return;
+    uint64_t uj = 0;
+    bool known = kind == BXN_READ_DECODE ? bxn_thermal_energy_seen(session->thermal, &uj)
+                                         : bxn_thermal_energy(session->thermal, &uj);
+    if (known && uj > session->energy_uj)
+        *(kind == BXN_READ_DECODE ? &session->stats.decode_uj : &session->stats.prefill_uj) += uj - session->energy_uj;
+    session->energy_uj = uj;
+    session->left_ns = bxn_now_ns(session->mem);
+}
+
+/* Before a tile: wait as the policy says; a warm machine gets half of the threads. */
+static bitaxon_status thermal_gate(bxn_session *session, uint64_t tokens, bitaxon_error *error)
+{
+    bool narrow = false;
+    bitaxon_status status = BITAXON_OK;
+    if (session->thermal != NULL) {
+        bxn_float_leave(session->host_float); /* a host's sensor runs in the host's mode */
+        status = bxn_thermal_gate(session->thermal, &session->use, tokens, &session->cancel, &narrow, error);
+        bxn_float_enter();
+    }
+    uint32_t threads = bxn_pool_threads(session->model->pool);
+    bxn_pool_limit(session->model->pool, narrow ? (threads + 1) / 2 : threads);
+    return status;
+}
+
 bitaxon_status bxn_session_read(bxn_session *session, bxn_read_kind kind, const int32_t *tokens,
                                 size_t count, float *logits, float *logprobs, double *sum,
                                 bitaxon_error *error)
@@ -269,6 +313,8 @@ bitaxon_status bxn_session_read(bxn_session *session, bxn_read_kind kind, const 
     bitaxon_status status = BITAXON_OK;
     if (sum != NULL)
         *sum = 0;
+    thermal_begin(session, kind, began);
+    uint64_t tokens_before = kind == BXN_READ_DECODE ? 1 : 0; /* the gate before this one has counted none */
     for (size_t at = 0; at < count && status == BITAXON_OK;) {
         uint32_t most = watch ? session->tile : BXN_TILE;
         uint32_t n = count - at < most ? (uint32_t)(count - at) : most;
@@ -278,6 +324,10 @@ bitaxon_status bxn_session_read(bxn_session *session, bxn_read_kind kind, const 
             phase = bxn_cache_phase(cache, cache->length);
             n = bxn_cache_phase_run(cache, cache->length, n);
         }
+        status = thermal_gate(session, tokens_before, error);
+        if (status != BITAXON_OK)
+            break;
+        tokens_before = n;
         populate(session, n);
         status = read_tile(session, watch, phase, tokens + at, n, logits != NULL ? logits + at * vocab : NULL,
                            logprobs != NULL ? logprobs + at : NULL, sum, error);
@@ -294,6 +344,7 @@ bitaxon_status bxn_session_read(bxn_session *session, bxn_read_kind kind, const 
     if (status == BITAXON_OK && kind != BXN_READ_DECODE && count != 0)
         atomic_store(&session->cancel, 0); /* it came too late for this call, and was not for the next */
     bxn_float_leave(session->host_float);
+    thermal_end(session, kind);
     uint64_t spent = bxn_now_ns(session->mem) - began, read = cache->length - first;
     bitaxon_stats *stats = &session->stats;
     if (kind == BXN_READ_PREFILL) {

@@ -152,6 +152,8 @@ bitaxon_status bxn_thermal_gate(bxn_thermal *thermal, bxn_thermal_use *use, uint
                                 const atomic_int *cancel, bool *narrow, bitaxon_error *error);
 /* Microjoules used so far, read now; false when there is no source. */
 bool bxn_thermal_energy(bxn_thermal *thermal, uint64_t *uj);
+/* The same as of the last sample. */
+bool bxn_thermal_energy_seen(bxn_thermal *thermal, uint64_t *uj);
 void bxn_thermal_status(bxn_thermal *thermal, bool sample, bitaxon_thermal_status *out);
 
 #endif

@@ -233,6 +233,15 @@ bool bxn_thermal_energy(bxn_thermal *t, uint64_t *uj)
     return known;
 }
 
+bool bxn_thermal_energy_seen(bxn_thermal *t, uint64_t *uj)
+{
+    pthread_mutex_lock(&t->lock);
+    *uj = t->energy_uj;
+    bool known = t->had_energy;
+    pthread_mutex_unlock(&t->lock);
+    return known;
+}
+
 void bxn_thermal_status(bxn_thermal *t, bool take, bitaxon_thermal_status *out)
 {
     note n = {0};

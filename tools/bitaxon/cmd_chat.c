@@ -14,6 +14,7 @@
 #include "tool_line.h"
 #include "tool_model.h"
 #include "tool_options.h"
+#include "tool_thermal.h"
 
 static const tool_usage usage = {
     "chat", "MODEL",
@@ -39,6 +40,7 @@ typedef struct chat_args {
     uint64_t max_tokens;
     tool_list stop;
     bool stats;
+    tool_thermal thermal;
 } chat_args;
 
 typedef struct chat_turn {
@@ -50,6 +52,7 @@ typedef struct chat_state {
     const chat_args *args;
     bitaxon_model *model;
     bitaxon_session *session;
+    bitaxon_thermal *thermal;
     bitaxon_cache *cache; /* the session's, borrowed */
     bitaxon_sampler_params sampler;
     tool_progress progress;
@@ -177,6 +180,7 @@ static void print_footer(const chat_state *state, const bitaxon_generate_result 
         stats.decode_ns != 0 ? (double)stats.decode_tokens * 1e9 / (double)stats.decode_ns : 0.0;
     fprintf(stderr, "[%zu tokens, %.1f tok/s; read %llu; finish: %s]\n", state->generated.count,
             rate, (unsigned long long)stats.prefill_tokens, tool_finish_name(result->finish));
+    tool_thermal_summary(state->thermal, &stats);
 }
 
 /* Take the last turn out of the conversation and of the cache. */
@@ -382,6 +386,7 @@ static int open_chat(chat_state *state, const char *path)
     params.sampler = &state->sampler;
     params.progress = tool_progress_library;
     params.progress_user = &state->progress;
+    params.thermal = state->thermal;
     bitaxon_status status = bitaxon_session_create(state->model, &params, &state->session, &error);
     if (status != BITAXON_OK) {
         return tool_fail(status, &error);
@@ -401,6 +406,8 @@ int cmd_chat(int argc, char **argv)
         TOOL_LIST("stop", 0, "TEXT", &args.stop, "end an answer before this text; may be repeated"),
         TOOL_KV_OPTION(&args.model, "f16"),
         TOOL_MODEL_OPTIONS(&args.model),
+        TOOL_NO_THERMAL_OPTION(&args.thermal),
+        TOOL_THERMAL_OPTIONS(&args.thermal),
         TOOL_FLAG("stats", 0, &args.stats,
                   "tokens and tokens/s after each answer, on standard\n"
                   "error (on a terminal always)"),
@@ -421,6 +428,9 @@ int cmd_chat(int argc, char **argv)
             code = tool_sampler_params(&args.sampler, &state.sampler);
         }
         if (code == TOOL_OK) {
+            code = tool_thermal_open(&args.thermal, &state.thermal);
+        }
+        if (code == TOOL_OK) {
             code = open_chat(&state, argv[first]);
         }
         if (code == TOOL_OK) {
@@ -435,5 +445,6 @@ int cmd_chat(int argc, char **argv)
     free(state.answer);
     bitaxon_session_free(state.session);
     bitaxon_model_free(state.model);
+    bitaxon_thermal_free(state.thermal);
     return code;
 }

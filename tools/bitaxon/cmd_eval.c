@@ -17,6 +17,7 @@
 #include "tool_json.h"
 #include "tool_model.h"
 #include "tool_options.h"
+#include "tool_thermal.h"
 
 static const tool_usage usage = {
     "eval", "MODEL FILE",
@@ -31,6 +32,7 @@ typedef struct eval_args {
     uint64_t context;
     uint64_t stride;
     uint64_t max_tokens;
+    tool_thermal thermal;
     bool json;
 } eval_args;
 
@@ -38,6 +40,7 @@ typedef struct eval_state {
     const eval_args *args;
     bitaxon_model *model;
     bitaxon_session *session;
+    bitaxon_thermal *thermal;
     tool_progress progress;
     uint64_t context;
     uint64_t stride;
@@ -169,7 +172,7 @@ static int open_session(eval_state *state, const char *path)
     const eval_args *args = state->args;
     bitaxon_error error = BITAXON_ERROR_INIT;
     bitaxon_cache_params cache = {.struct_size = sizeof cache};
-    bitaxon_session_params params = {.struct_size = sizeof params};
+    bitaxon_session_params params = {.struct_size = sizeof params, .thermal = state->thermal};
     int64_t longest = 0;
     int code = tool_model_open(path, &args->model, 0, &state->progress, &state->model);
     if (code == TOOL_OK) {
@@ -247,6 +250,8 @@ int cmd_eval(int argc, char **argv)
                  "take only the first N tokens of the text"),
         TOOL_KV_OPTION(&args.model, "f16"),
         TOOL_MODEL_OPTIONS(&args.model),
+        TOOL_NO_THERMAL_OPTION(&args.thermal),
+        TOOL_THERMAL_OPTIONS(&args.thermal),
         TOOL_FLAG("json", 0, &args.json, "print one JSON object"),
         TOOL_OPTIONS_END};
     eval_state state = {.args = &args};
@@ -267,6 +272,9 @@ int cmd_eval(int argc, char **argv)
         code = tool_read_file(argv[first + 1], &text, &bytes);
     }
     if (code == TOOL_OK) {
+        code = tool_thermal_open(&args.thermal, &state.thermal);
+    }
+    if (code == TOOL_OK) {
         code = open_session(&state, argv[first]);
     }
     if (code == TOOL_OK) {
@@ -275,5 +283,6 @@ int cmd_eval(int argc, char **argv)
     free(text);
     bitaxon_session_free(state.session);
     bitaxon_model_free(state.model);
+    bitaxon_thermal_free(state.thermal);
     return code;
 }

@@ -13,6 +13,7 @@
 #include "tool_json.h"
 #include "tool_model.h"
 #include "tool_options.h"
+#include "tool_thermal.h"
 
 static const tool_usage usage = {
     "run", "MODEL [PROMPT]",
@@ -36,6 +37,7 @@ typedef struct run_args {
     bool special;
     bool json;
     bool stats;
+    tool_thermal thermal;
 } run_args;
 
 typedef struct run_state {
@@ -43,6 +45,7 @@ typedef struct run_state {
     bitaxon_model *model;
     bitaxon_cache *cache;
     bitaxon_session *session;
+    bitaxon_thermal *thermal;
     tool_progress progress;
     tool_tokens generated;
     char *text; /* --json collects */
@@ -180,6 +183,7 @@ static int open_session(run_state *state, const char *path, bitaxon_sampler_para
     /* A saved state brings its sampler along, unless the command line sets one. */
     *own_sampler = args->load == NULL || args->sampler.given || args->sampler.seed_given;
     bitaxon_session_params params = {.struct_size = sizeof params};
+    params.thermal = state->thermal;
     params.cache = state->cache;
     params.sampler = *own_sampler ? sampler : NULL;
     params.progress = tool_progress_library;
@@ -263,6 +267,9 @@ static void report_json(run_state *state, const bitaxon_generate_result *result,
                        rate(stats->decode_tokens, stats->decode_ns));
     tool_json_set_real(timings, "first_token_seconds", (double)stats->first_token_ns * 1e-9);
     tool_json_set(object, "timings", timings);
+    if (state->thermal != NULL) {
+        tool_thermal_json(object, state->thermal, stats);
+    }
     tool_json_print(object);
 }
 
@@ -279,6 +286,7 @@ static void report_summary(const run_state *state, const bitaxon_generate_result
         fprintf(stderr, "; seed %llu", (unsigned long long)state->args->sampler.seed);
     }
     fputs("]\n", stderr);
+    tool_thermal_summary(state->thermal, stats);
 }
 
 static bitaxon_status generate(run_state *state, bitaxon_generate_result *result,
@@ -337,8 +345,13 @@ static int run(run_state *state, const char *text, size_t bytes, bool own_sample
     if (status == BITAXON_CANCELLED) {
         result.finish = BITAXON_FINISH_CANCELLED;
     }
-    if (status == BITAXON_OK && args->save != NULL) {
-        status = bitaxon_cache_save(state->cache, args->save, &error);
+    if (args->save != NULL && (status == BITAXON_OK || status == BITAXON_THERMAL_STOP)) {
+        bitaxon_error problem = BITAXON_ERROR_INIT;
+        bitaxon_status saved = bitaxon_cache_save(state->cache, args->save, &problem);
+        if (saved != BITAXON_OK) {
+            tool_fail(saved, &problem);
+            return TOOL_FAILURE;
+        }
     }
     code = status == BITAXON_OK ? TOOL_OK : tool_fail(status, &error);
     if (code != TOOL_OK && result.finish == BITAXON_FINISH_NONE) {
@@ -400,6 +413,8 @@ int cmd_run(int argc, char **argv)
         TOOL_TEXT("save", 0, "FILE", &args.save, "save the state at the end"),
         TOOL_KV_OPTION(&args.model, "f16"),
         TOOL_MODEL_OPTIONS(&args.model),
+        TOOL_NO_THERMAL_OPTION(&args.thermal),
+        TOOL_THERMAL_OPTIONS(&args.thermal),
         {TOOL_KIND_U32, "logprobs", 0, "N", "with --json: N likeliest candidates of each token",
          &args.logprobs, 0, 64, &args.logprobs_given},
         TOOL_FLAG("json", 0, &args.json, "print one JSON object instead of the text"),
@@ -429,6 +444,9 @@ int cmd_run(int argc, char **argv)
         code = tool_sampler_params(&args.sampler, &sampler);
     }
     if (code == TOOL_OK) {
+        code = tool_thermal_open(&args.thermal, &state.thermal);
+    }
+    if (code == TOOL_OK) {
         code = open_session(&state, argv[first], &sampler, &own_sampler);
     }
     if (code == TOOL_OK) {
@@ -443,5 +461,6 @@ int cmd_run(int argc, char **argv)
     bitaxon_session_free(state.session);
     bitaxon_cache_free(state.cache);
     bitaxon_model_free(state.model);
+    bitaxon_thermal_free(state.thermal);
     return code;
 }

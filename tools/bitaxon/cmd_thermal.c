@@ -100,7 +100,7 @@ int cmd_thermal(int argc, char **argv)
     }
     if (json) {
         json_t *object = tool_json_object();
-        tool_thermal_json(object, thermal);
+        tool_thermal_json(object, thermal, NULL);
         tool_json_print(object);
     } else {
         print_sources(thermal);

@@ -15,14 +15,14 @@ static int32_t milli(double celsius)
     return (int32_t)lround(celsius * 1000);
 }
 
-bitaxon_thermal *tool_thermal_create(const tool_thermal *options, int *code)
+static bitaxon_thermal *create(const tool_thermal *options, bool tell, int *code)
 {
     bitaxon_error error = BITAXON_ERROR_INIT;
     bitaxon_thermal_params params = {.struct_size = sizeof params};
     bitaxon_host host;
     bitaxon_thermal *thermal = NULL;
     tool_host(&host);
-    params.host = &host;
+    params.host = tell ? &host : NULL;
     params.warm_mc = milli(options->warm);
     params.hot_mc = milli(options->pause);
     params.critical_mc = milli(options->stop);
@@ -39,6 +39,20 @@ bitaxon_thermal *tool_thermal_create(const tool_thermal *options, int *code)
     bitaxon_status status = bitaxon_thermal_create(&params, &thermal, &error);
     *code = status == BITAXON_OK ? TOOL_OK : tool_fail(status, &error);
     return thermal;
+}
+
+bitaxon_thermal *tool_thermal_create(const tool_thermal *options, int *code)
+{
+    return create(options, true, code);
+}
+
+int tool_thermal_open(const tool_thermal *options, bitaxon_thermal **thermal)
+{
+    bool asked = options->warm != 0 || options->pause != 0 || options->stop != 0 || options->sensor != NULL ||
+                 options->root != NULL;
+    int code = TOOL_OK;
+    *thermal = options->off ? NULL : create(options, asked, &code);
+    return code;
 }
 
 const char *tool_band_name(uint32_t band)
@@ -87,12 +101,7 @@ static bitaxon_thermal_status status_of(bitaxon_thermal *thermal)
     return status;
 }
 
-static double joules(const bitaxon_thermal_status *status)
-{
-    return (double)status->energy_uj / 1e6;
-}
-
-void tool_thermal_json(json_t *object, bitaxon_thermal *thermal)
+void tool_thermal_json(json_t *object, bitaxon_thermal *thermal, const bitaxon_stats *stats)
 {
     static const char *const sources[] = {"temperature_source", "power_source", "energy_source"};
     bitaxon_thermal_status s = status_of(thermal);
@@ -116,7 +125,11 @@ void tool_thermal_json(json_t *object, bitaxon_thermal *thermal)
     tool_json_set_real(out, "paused_seconds", (double)s.paused_ns / 1e9);
     tool_json_set_real(out, "rested_seconds", (double)s.rested_ns / 1e9);
     if (s.known & BITAXON_READ_ENERGY) {
-        tool_json_set_real(out, "joules", joules(&s));
+        tool_json_set_real(out, "joules", (double)s.energy_uj / 1e6);
+        if (stats != NULL) {
+            tool_json_set_real(out, "prefill_joules", (double)stats->prefill_uj / 1e6);
+            tool_json_set_real(out, "decode_joules", (double)stats->decode_uj / 1e6);
+        }
     }
     for (size_t i = 0; i < sizeof sources / sizeof sources[0]; i++) {
         char *text = tool_thermal_text(thermal, sources[i]);
@@ -135,28 +148,32 @@ void tool_thermal_short(bitaxon_thermal *thermal, char buffer[TOOL_NUMBER_BYTES]
     }
 }
 
-void tool_thermal_summary(FILE *to, bitaxon_thermal *thermal, uint64_t tokens)
+void tool_thermal_summary(bitaxon_thermal *thermal, const bitaxon_stats *stats)
 {
+    if (thermal == NULL) {
+        return;
+    }
     bitaxon_thermal_status s = status_of(thermal);
-    char *heat = tool_thermal_text(thermal, "temperature_source");
-    char *energy = tool_thermal_text(thermal, "energy_source");
-    fprintf(to, "[");
-    if (s.known & BITAXON_READ_TEMPERATURE) {
-        fprintf(to, "%.1f C, at most %.1f C (%s)", s.temperature_mc / 1000.0, s.max_temperature_mc / 1000.0, heat);
-    } else {
-        fprintf(to, "temperature not known (sensor: %s)", heat);
+    bool heat = (s.known & BITAXON_READ_TEMPERATURE) != 0, energy = (s.known & BITAXON_READ_ENERGY) != 0;
+    if (!heat && !energy && s.paused_ns == 0 && s.rested_ns == 0) {
+        return;
     }
-    fprintf(to, "; paused %.1f s, rested %.1f s; ", (double)s.paused_ns / 1e9, (double)s.rested_ns / 1e9);
-    if (s.known & BITAXON_READ_ENERGY) {
-        fprintf(to, "%.1f J", joules(&s));
-        if (tokens != 0) {
-            fprintf(to, ", %.3f J/token", joules(&s) / (double)tokens);
+    fputs("[", stderr);
+    if (heat) {
+        char *source = tool_thermal_text(thermal, "temperature_source");
+        fprintf(stderr, "%.1f C, at most %.1f C (%s), %s; ", s.temperature_mc / 1000.0,
+                s.max_temperature_mc / 1000.0, source, tool_band_name(s.band));
+        free(source);
+    }
+    fprintf(stderr, "paused %.1f s, rested %.1f s", (double)s.paused_ns / 1e9, (double)s.rested_ns / 1e9);
+    if (energy) {
+        char *source = tool_thermal_text(thermal, "energy_source");
+        fprintf(stderr, "; prompt %.1f J", (double)stats->prefill_uj / 1e6);
+        if (stats->decode_tokens != 0) {
+            fprintf(stderr, ", text %.3f J/token", (double)stats->decode_uj / 1e6 / (double)stats->decode_tokens);
         }
-        fprintf(to, " (%s)", energy);
-    } else {
-        fprintf(to, "energy not known (%s)", energy);
+        fprintf(stderr, " (%s)", source);
+        free(source);
     }
-    fprintf(to, "]\n");
-    free(heat);
-    free(energy);
+    fputs("]\n", stderr);
 }

@@ -15,6 +15,7 @@ typedef struct tool_thermal {
     uint32_t battery_floor;
     const char *sensor;
     const char *root; /* of the tree of sensor files; for looking at another machine's, and tests */
+    bool off;         /* --no-thermal, of the commands that compute */
 } tool_thermal;
 
 /* Rows of a command's option table. */
@@ -36,19 +37,26 @@ typedef struct tool_thermal {
                   "use the temperature sensors whose name contains NAME"),                         \
         TOOL_TEXT("sensor-root", 0, "DIR", &(t)->root, "look for sys/class below DIR (default /)")
 
+#define TOOL_NO_THERMAL_OPTION(t)                                                                  \
+    TOOL_FLAG("no-thermal", 0, &(t)->off, "pay no regard to temperature and power")
+
 /* NULL and *code after a message when the options do not fit each other. */
 bitaxon_thermal *tool_thermal_create(const tool_thermal *options, int *code);
+/* For a command that computes: *thermal is NULL with --no-thermal. Without any option the defaults
+ * hold and a machine without sensors is no cause for a warning. */
+int tool_thermal_open(const tool_thermal *options, bitaxon_thermal **thermal);
 
 const char *tool_band_name(uint32_t band);
 const char *tool_action_name(uint32_t action);
 const char *tool_reason_text(uint32_t reason);
 /* Text of bitaxon_thermal_info; allocated. */
 char *tool_thermal_text(bitaxon_thermal *thermal, const char *key);
-/* What a policy knows and did, as a member "thermal" of a JSON object. */
-void tool_thermal_json(json_t *object, bitaxon_thermal *thermal);
+/* What a policy knows and did, as a member "thermal" of a JSON object. stats: nullable. */
+void tool_thermal_json(json_t *object, bitaxon_thermal *thermal, const bitaxon_stats *stats);
 /* "52.3 C NORMAL" for progress lines; empty when no temperature is known. */
 void tool_thermal_short(bitaxon_thermal *thermal, char buffer[TOOL_NUMBER_BYTES]);
-/* The line of a summary: temperature, pauses, energy and where it was read. `tokens` of output; 0: none. */
-void tool_thermal_summary(FILE *to, bitaxon_thermal *thermal, uint64_t tokens);
+/* A line for a summary on standard error: temperature, pauses, energy and where it was read; nothing
+ * when nothing is known and nothing was done. thermal may be NULL. */
+void tool_thermal_summary(bitaxon_thermal *thermal, const bitaxon_stats *stats);
 
 #endif
