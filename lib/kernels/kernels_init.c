@@ -124,6 +124,7 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
     if (kernels->features & BITAXON_CPU_NEON) {
         FILL_COMMON(neon);
         FILL_INTEGER(neon);
+        FILL_TRANSPOSED(neon);
     }
     if (kernels->features & BITAXON_CPU_NEON_DOTPROD)
         FILL_INTEGER(dotprod);

@@ -448,8 +448,10 @@ void check_quant_q4(run *r)
                     continue;
                 const double u = (double)x[i] / want, level = (double)levels[codes[i] & 7];
                 double nearest = INFINITY;
-                for (uint32_t l = 0; l < 8; l++)
-                    nearest = fmin(nearest, fabs(fabs(u) - (double)levels[l]));
+                for (uint32_t l = 0; l < 8; l++) { /* no fmin: gcc 12 for Arm64 fails on it here */
+                    const double apart = fabs(fabs(u) - (double)levels[l]);
+                    nearest = apart < nearest ? apart : nearest;
+                }
                 if ((codes[i] & 8) != 0 ? u >= 0 : u < 0)
                     fail(r, "code %u of %u has the wrong sign", i, n);
                 if (fabs(fabs(u) - level) > nearest + 1e-5 * (1 + fabs(u)))

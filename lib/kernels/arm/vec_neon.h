@@ -2,7 +2,7 @@
 /* vec_neon.h - vector mathematics shared by the Arm files, which compile it themselves. The
  * operations and coefficients are those of the AVX2 tier (minimax fits of the relative error
  * with p(0) = 1 held), so that every result is that of AVX2 to the bit: largest relative errors
- * exp 0.8e-7, sigmoid 1.8e-7, softplus 2.3e-7. NaN goes through (FMAX and FMIN
+ * exp2 1.6e-7, exp 0.8e-7, sigmoid 1.8e-7, softplus 2.3e-7. NaN goes through (FMAX and FMIN
  * return it); exponents that are too low give 0; exp(0) is 1. 16-lane quantities are four
  * vectors, lanes ascending. */
 #ifndef BXN_VEC_NEON_H
@@ -81,6 +81,20 @@ BXN_INLINE float32x4_t times_power(float32x4_t p, float32x4_t n)
 {
     int32x4_t exponent = vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127));
     return vmulq_f32(p, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
+}
+
+/* 2^t for t <= 0: split at the nearest integer, polynomial of degree 5 with p(0) = 1. */
+BXN_INLINE float32x4_t exp2_nonpositive(float32x4_t t)
+{
+    t = vmaxq_f32(vdupq_n_f32(-127.0f), t);
+    float32x4_t n = vrndnq_f32(t), f = vsubq_f32(t, n);
+    float32x4_t p = vdupq_n_f32(0x1.5bda58p-10f);
+    p = vfmaq_f32(vdupq_n_f32(0x1.3ce8aep-7f), p, f);
+    p = vfmaq_f32(vdupq_n_f32(0x1.c6b6d8p-5f), p, f);
+    p = vfmaq_f32(vdupq_n_f32(0x1.ebf9c2p-3f), p, f);
+    p = vfmaq_f32(vdupq_n_f32(0x1.62e42ap-1f), p, f);
+    p = vfmaq_f32(vdupq_n_f32(1.0f), p, f);
+    return times_power(p, n);
 }
 
 /* e^v for v <= 0: split at the nearest multiple of ln 2, polynomial of degree 6. */
