@@ -64,9 +64,12 @@ static void test_choice(void **state)
     assert_string_equal(bxn_kernels_name(BITAXON_CPU_AMX | BITAXON_CPU_NEON), "c");
     bxn_kernels_init(&all, UINT64_MAX);
 #if defined(__x86_64__)
-    assert_true(all.features == (BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512));
+    assert_true(all.features == (BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512 | BITAXON_CPU_AVX512_VNNI |
+                                 BITAXON_CPU_AVX_VNNI));
+    assert_true(all.mm_near4 != k.mm_near4 && all.quant_x != k.quant_x);
+    assert_string_equal(bxn_kernels_name(BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512_VNNI), "c avx2");
     assert_string_equal(bxn_kernels_name(BITAXON_CPU_AVX2), "c avx2");
-    assert_string_equal(bxn_kernels_name(UINT64_MAX), "c avx2 avx512");
+    assert_string_equal(bxn_kernels_name(UINT64_MAX), "c avx2 avxvnni avx512 avx512vnni");
     assert_true(all.scan != k.scan);
     bxn_kernels_init(&all, BITAXON_CPU_AVX512); /* stands upon AVX2 */
     assert_true(all.features == 0 && all.scan == k.scan);
