@@ -21,7 +21,9 @@ typedef struct bitaxon_model bitaxon_model;
 
 enum {
     BITAXON_MODEL_NO_MMAP = 1,        /* read weights into private memory */
-    BITAXON_MODEL_ALLOW_AMX = 2,      /* the process may ask the kernel for AMX (process-wide) */
+    /* The process may ask the kernel for AMX (process-wide). Where there is AMX, prompts are then read with
+     * products of bf16 tiles, in the accuracies near and fast: see there. */
+    BITAXON_MODEL_ALLOW_AMX = 2,
     BITAXON_MODEL_TOKENIZER_ONLY = 4, /* config.json is optional, weights are not opened */
     BITAXON_MODEL_NO_TOKENIZER = 8    /* do not read tokenizer.json */
 };
@@ -30,6 +32,9 @@ enum {
  * prompt and decoding are the same arithmetic in each; so are any split of a prompt, any
  * batch and any number of threads, to the bit. Unquantised weights, routing, the scan and
  * attention are computed in f32 in all of them.
+ * With AMX (BITAXON_MODEL_ALLOW_AMX) near and fast read prompts (prefill, evaluate, score) in bf16,
+ * 2.4e-3 for a product, and decode as stated here. Each token keeps how it was read: rewind,
+ * clones and saved caches give its bits again. Exact is the same with AMX and without.
  * Errors: of one product of 2560 Gaussian inputs, relative to its root mean square. */
 enum {
     BITAXON_ACCURACY_DEFAULT = 0, /* NEAR with any instruction set beyond plain C, else EXACT */

@@ -2,6 +2,8 @@
 /* accuracy.c - which products take integer activations. Called once, when a model is opened in
  * the near or the fast tier. Invariant: weights that read the same rows in one region take
  * two kinds of integers at most, which the workspace has room for. */
+#include <bitaxon/model.h>
+
 #include "model/bxn_model.h"
 
 static void set(bxn_weight *w, bool fast)
@@ -46,6 +48,11 @@ static void set_moe(bxn_moe *moe, bool fast)
     set_stack(moe->down, moe->experts, down.xq);
     if (moe->shared)
         set(&moe->shared_down_proj, fast);
+}
+
+bool bxn_model_tiles(const bxn_model *model)
+{
+    return model->accuracy != BITAXON_ACCURACY_EXACT && model->kernels.mm_tile4 != NULL;
 }
 
 void bxn_model_integers(bxn_model *model, bool fast)

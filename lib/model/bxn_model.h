@@ -85,10 +85,14 @@ void bxn_model_number(bxn_model *model);
  * 16). Routers and shared gates stay exact. Before any pass. */
 void bxn_model_integers(bxn_model *model, bool fast);
 
-/* Bytes of a workspace for sequences of at most max_tokens; then make and free it. */
-size_t bxn_workspace_bytes(const bxn_config *config, uint64_t max_tokens);
+/* Whether prefill takes bf16 tiles (bxn_tiled) with any weight that may. */
+bool bxn_model_tiles(const bxn_model *model);
+
+/* Bytes of a workspace for sequences of at most max_tokens, with room for tiles or without; then make
+ * and free it. */
+size_t bxn_workspace_bytes(const bxn_config *config, uint64_t max_tokens, bool tiles);
 bitaxon_status bxn_workspace_create(bxn_mem *mem, const bxn_config *config, uint64_t max_tokens,
-                                    bxn_workspace *out, bitaxon_error *error);
+                                    bool tiles, bxn_workspace *out, bitaxon_error *error);
 void bxn_workspace_free(bxn_mem *mem, bxn_workspace *ws);
 
 /* One pass: `tokens` [count], count <= BXN_TILE, made up of segments in order, each tokens of one
@@ -100,7 +104,8 @@ void bxn_workspace_free(bxn_mem *mem, bxn_workspace *ws);
 bitaxon_status bxn_forward(const bxn_model *model, const bxn_exec *exec, const int32_t *tokens,
                            uint32_t count, const bxn_segment *segments, uint32_t segment_count);
 
-/* Logits [count, V] (rows ldy apart) of rows first ... of the last pass. */
+/* Logits [count, V] (rows ldy apart) of rows first ... of the last pass, in its phase: the logits
+ * after a token belong to the token, so that going back to it and reading it again gives them again. */
 bitaxon_status bxn_head(const bxn_model *model, const bxn_exec *exec, uint32_t first,
                         uint32_t count, float *logits, size_t ldy);
 

@@ -9,8 +9,25 @@
 
 static size_t most(size_t a, size_t b) { return a > b ? a : b; }
 
+/* Bytes of the largest set of inputs that one region reads as bf16 tiles. Rows of each expert
+ * begin a block, and end one: at most 15 rows of a block are nobody's. */
+static size_t tiled_inputs(const bxn_config *config, bool moe, bool ssm)
+{
+    size_t T = BXN_TILE, D = config->hidden_dim, S = config->d_source_model, E = D * config->ssm_expand;
+    size_t I = config->moe_intermediate_dim, pairs = T * config->moe_top_k;
+    size_t experts = config->moe_num_experts < pairs ? config->moe_num_experts : pairs;
+    size_t blocks = (T + 15) / 16, routed = (pairs + 15 * experts) / 16;
+    size_t bytes = most(bxn_tiled_input_bytes(D, T, blocks), bxn_tiled_input_bytes(S, T, blocks));
+    if (ssm)
+        bytes = most(bytes, bxn_tiled_input_bytes(D, T, blocks) + bxn_tiled_input_bytes(E, T, blocks));
+    if (moe)
+        bytes = most(bytes, most(bxn_tiled_input_bytes(D, T, blocks + routed),
+                                 bxn_tiled_input_bytes(I, T + pairs, blocks + routed)));
+    return bytes;
+}
+
 /* Walks the table twice: first with memory NULL to add up, then to place. */
-static size_t place(const bxn_config *config, uint64_t max_tokens, bxn_workspace *ws)
+static size_t place(const bxn_config *config, uint64_t max_tokens, bool tiles, bxn_workspace *ws)
 {
     size_t T = BXN_TILE, D = config->hidden_dim, S = config->d_source_model, I = config->moe_intermediate_dim;
     size_t E = D * config->ssm_expand, N = config->ssm_d_state, X = config->moe_num_experts, k = config->moe_top_k;
@@ -38,7 +55,8 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bxn_workspace
     }
     size_t inputs = most(2 * in_d, bxn_input_bytes(S)); /* two kinds of integers at a time at most */
     inputs = most(inputs, ssm ? in_d + in_e : 0);
-    inputs = most(inputs, moe ? (k + 1) * in_i : 0);
+    inputs = T * most(inputs, moe ? (k + 1) * in_i : 0);
+    inputs = most(inputs, tiles ? tiled_inputs(config, moe, ssm) : 0);
     enum { ALWAYS, SSM, ATTENTION, MOE, ENDS, KINDS };
     const struct {
         void *slot; /* of the pointer to set */
@@ -49,7 +67,7 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bxn_workspace
         { &ws->n, ALWAYS, T * ws->ld_d },
         { &ws->rotation, ALWAYS, attention ? head_dim * bxn_round_up(head_dim, 16) : 0 },
         /* from here on not cleared */
-        { &ws->inputs, ALWAYS, T * inputs / 4 },
+        { &ws->inputs, ALWAYS, inputs / 4 },
         { &ws->sums, ALWAYS, T * ws->ld_sum },
         { &ws->xz, SSM, ssm ? T * ws->ld_2e : 0 },
         { &ws->xc, SSM, ssm ? T * ws->ld_e : 0 },
@@ -85,22 +103,22 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bxn_workspace
     return most(most(end[ENDS], end[SSM]), most(end[ATTENTION], end[MOE]));
 }
 
-size_t bxn_workspace_bytes(const bxn_config *config, uint64_t max_tokens)
+size_t bxn_workspace_bytes(const bxn_config *config, uint64_t max_tokens, bool tiles)
 {
     bxn_workspace ws = { 0 };
-    return place(config, max_tokens, &ws);
+    return place(config, max_tokens, tiles, &ws);
 }
 
 bitaxon_status bxn_workspace_create(bxn_mem *mem, const bxn_config *config, uint64_t max_tokens,
-                                    bxn_workspace *out, bitaxon_error *error)
+                                    bool tiles, bxn_workspace *out, bitaxon_error *error)
 {
     memset(out, 0, sizeof *out);
-    size_t bytes = bxn_workspace_bytes(config, max_tokens);
+    size_t bytes = bxn_workspace_bytes(config, max_tokens, tiles);
     bitaxon_status status = bxn_alloc(mem, bytes, "session workspace", &out->memory, error);
     if (status != BITAXON_OK)
         return status;
     out->bytes = bytes;
-    place(config, max_tokens, out);
+    place(config, max_tokens, tiles, out);
     memset(out->memory, 0, (size_t)((char *)out->inputs - (char *)out->memory));
     if ((void *)out->rotation != (void *)out->inputs) /* there is attention */
         bxn_kv_rotation(out->rotation, config->hidden_dim / config->num_heads);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* linear.c - y = x W^T for weights in any form, and lists of such products that share
  * one parallel region (q, k, v; the downs of all experts). Called by every op. What products read of
- * their inputs besides the floats - sums of blocks, integers of the near and fast tiers - is
- * made once per row here. How rows are cut into tasks never shows in a result: kernels
- * compute each output by one fixed order. */
+ * their inputs besides the floats - sums of blocks, integers of the near and fast tiers, or bf16
+ * tiles in prefill with AMX - is made once per row here. How rows are cut into tasks never shows in a
+ * result: kernels compute each output by one fixed order. */
 #include "ops/ops.h"
 
 #include <string.h>
@@ -14,9 +14,9 @@
 #define MAX_RANGES 1024
 #define SERIAL_ROWS 8 /* fewer rows are not worth waking anybody for */
 
-bool bxn_weight_needs_sums(const bxn_weight *w)
+bool bxn_needs_sums(const bxn_exec *exec, const bxn_weight *w)
 {
-    return w->kind == BXN_WEIGHT_PACKED && w->packed.has_bias;
+    return w->kind == BXN_WEIGHT_PACKED && w->packed.has_bias && !bxn_tiled(exec, w);
 }
 
 void bxn_weight_row(const bxn_weight *w, uint32_t row, float *out)
@@ -117,6 +117,22 @@ size_t bxn_input_bytes(size_t columns)
            bxn_round_up(columns / BXN_XQ_BLOCK * sizeof(float), BXN_ALIGN);
 }
 
+size_t bxn_tiled_input_bytes(size_t columns, size_t rows, size_t blocks)
+{
+    columns = bxn_round_up(columns, BXN_UNIT_COLS);
+    return rows * bxn_round_up(columns / BXN_SUB_BLOCK * sizeof(float), BXN_ALIGN) +
+           blocks * bxn_tile_bytes(columns);
+}
+
+void bxn_input_want(bxn_input *in, const bxn_exec *exec, const bxn_weight *w)
+{
+    in->summed |= bxn_needs_sums(exec, w);
+    if (bxn_tiled(exec, w))
+        in->tiled = true;
+    else if (w->xq != BXN_XQ_NONE)
+        in->kind = w->xq;
+}
+
 typedef struct inputs_context {
     const bxn_kernels *kernels;
     const bxn_input *inputs;
@@ -129,8 +145,10 @@ static void input_task(void *context, uint32_t row)
     const bxn_input *in = c->inputs;
     for (; row >= in->rows; in++)
         row -= in->rows;
-    const float *x = in->x + row * in->ldx;
+    const float *x = in->x + (in->from != NULL ? (size_t)in->from[row] : row) * in->ldx;
     size_t columns = bxn_round_up(in->cols, BXN_UNIT_COLS);
+    if (in->tiled)
+        c->kernels->quant_bf16(x, columns, in->xq + row / 16 * in->ldxq, row % 16);
     if (in->sums != NULL)
         c->kernels->block_sums(x, columns / BXN_SUB_BLOCK, in->sums + row * in->ldsum);
     if (in->kind != BXN_XQ_NONE)
@@ -146,16 +164,16 @@ bitaxon_status bxn_inputs_make(const bxn_exec *exec, bxn_input *inputs, uint32_t
         size_t columns = bxn_round_up(in->cols, BXN_UNIT_COLS);
         unsigned char *at = ws->inputs + ws->inputs_used;
         in->ldsum = bxn_round_up(columns / BXN_SUB_BLOCK, 16);
-        in->ldxq = bxn_xq_bytes(in->kind, columns);
+        in->ldxq = in->tiled ? bxn_tile_bytes(columns) : bxn_xq_bytes(in->kind, columns);
         in->ldxscale = bxn_round_up(columns / BXN_XQ_BLOCK, 16);
         in->sums = in->summed ? (float *)(void *)at : NULL;
         at += in->summed ? in->rows * in->ldsum * sizeof(float) : 0;
         in->xscale = (float *)(void *)at;
         at += in->kind != BXN_XQ_NONE ? in->rows * in->ldxscale * sizeof(float) : 0;
         in->xq = at;
-        at += in->rows * in->ldxq;
+        at += (in->tiled ? (in->rows + 15) / 16 : in->rows) * in->ldxq;
         ws->inputs_used = (size_t)(at - ws->inputs);
-        rows += in->summed || in->kind != BXN_XQ_NONE ? in->rows : 0;
+        rows += in->summed || in->tiled || in->kind != BXN_XQ_NONE ? in->rows : 0;
     }
     inputs_context c = { exec->kernels, inputs, count };
     if (rows == 0)
@@ -200,14 +218,16 @@ bitaxon_status bxn_linear_sums(const bxn_exec *exec, const float *x, size_t ldx,
 
 /* ---- products ------------------------------------------------------------------------------ */
 
-void bxn_product(const bxn_kernels *kernels, const bxn_weight *w, uint32_t group_begin, uint32_t group_end,
+void bxn_product(const bxn_exec *exec, const bxn_weight *w, uint32_t group_begin, uint32_t group_end,
                  const bxn_mm_args *args)
 {
+    const bxn_kernels *kernels = exec->kernels;
     if (args->count == 0)
         return;
     if (w->kind == BXN_WEIGHT_PACKED) {
         bool four = w->packed.code_bits == 4;
         (w->xq == BXN_XQ_NONE      ? (four ? kernels->mm_packed4 : kernels->mm_packed8)
+         : bxn_tiled(exec, w)      ? (four ? kernels->mm_tile4 : kernels->mm_tile8)
          : w->xq < BXN_XQ_FAST4    ? (four ? kernels->mm_near4 : kernels->mm_near8)
                                    : (four ? kernels->mm_fast4 : kernels->mm_fast8))(&w->packed, group_begin,
                                                                                     group_end, args);
@@ -225,14 +245,14 @@ uint64_t bxn_product_cost(const bxn_weight *w, uint32_t tokens)
 }
 
 typedef struct jobs_context {
-    const bxn_kernels *kernels;
+    const bxn_exec *exec;
     bxn_linear_job jobs[MAX_JOBS];
 } jobs_context;
 
 static void jobs_task(void *context, uint32_t item, uint32_t begin, uint32_t end)
 {
     const jobs_context *c = context;
-    bxn_product(c->kernels, c->jobs[item].w, begin, end, &c->jobs[item].args);
+    bxn_product(c->exec, c->jobs[item].w, begin, end, &c->jobs[item].args);
 }
 
 /* What the jobs lack of their inputs, once for all that have the same. */
@@ -244,10 +264,11 @@ static bitaxon_status make_inputs(const bxn_exec *exec, bxn_linear_job *jobs, ui
     for (uint32_t i = 0; i < count; i++) {
         const bxn_weight *w = jobs[i].w;
         const bxn_mm_args *args = &jobs[i].args;
-        bxn_xq_kind kind = args->xq == NULL ? w->xq : BXN_XQ_NONE;
-        bool sums = args->xsum == NULL && bxn_weight_needs_sums(w);
+        bool tiled = args->xq == NULL && bxn_tiled(exec, w);
+        bxn_xq_kind kind = args->xq == NULL && !tiled ? w->xq : BXN_XQ_NONE;
+        bool sums = args->xsum == NULL && bxn_needs_sums(exec, w);
         input_of[i] = MAX_JOBS;
-        if (args->count == 0 || args->rows != NULL || (kind == BXN_XQ_NONE && !sums))
+        if (args->count == 0 || args->rows != NULL || (kind == BXN_XQ_NONE && !sums && !tiled))
             continue;
         uint32_t at = 0;
         while (at < n && !(inputs[at].x == args->x && inputs[at].rows == args->count &&
@@ -257,6 +278,7 @@ static bitaxon_status make_inputs(const bxn_exec *exec, bxn_linear_job *jobs, ui
             inputs[n++] = (bxn_input){ .x = args->x, .ldx = args->ldx, .cols = w->cols, .rows = args->count };
         if (kind != BXN_XQ_NONE)
             inputs[at].kind = kind;
+        inputs[at].tiled |= tiled;
         inputs[at].summed |= sums;
         input_of[i] = (uint8_t)at;
     }
@@ -279,7 +301,7 @@ static bitaxon_status run_jobs(const bxn_exec *exec, const bxn_linear_job *jobs,
     jobs_context c;
     bxn_item items[MAX_JOBS];
     size_t used = exec->ws->inputs_used;
-    c.kernels = exec->kernels;
+    c.exec = exec;
     memcpy(c.jobs, jobs, count * sizeof *jobs);
     bitaxon_status status = make_inputs(exec, c.jobs, count);
     for (uint32_t i = 0; i < count; i++) {

@@ -6,7 +6,8 @@
  * of its own picks (largest first, ties to the lower expert), the shared one first.
  *
  * Two regions: gate, up and SwiGLU of all experts; then all downs. With few tokens the routing is
- * the first task of the first region, beside the shared expert, which needs none. */
+ * the first task of the first region, beside the shared expert, which needs none. With bf16 tiles
+ * it comes before, since each expert's rows are gathered into tiles of their own. */
 #include "ops/ops.h"
 
 #include <math.h>
@@ -71,7 +72,8 @@ typedef struct moe_context {
     const bxn_exec *exec;
     const bxn_moe *p;
     uint32_t tokens, layer;
-    bxn_input in[2];    /* ws->n with integers of one kind or two */
+    bxn_input in[2];    /* ws->n with integers of one kind or two, or with tiles */
+    bxn_input *routed_in; /* with tiles: the rows of each expert from `slot` on; else NULL */
     uint32_t slot;      /* the used expert that the first item after it stands for */
     uint32_t used;      /* experts that have pairs */
     bitaxon_status status; /* of routing */
@@ -99,12 +101,18 @@ static bitaxon_status route(moe_context *c)
     return BITAXON_OK;
 }
 
-/* y = n W^T for the rows of the tokens (rows NULL: all). */
-static bxn_mm_args args_for(const moe_context *c, const bxn_weight *w, const int32_t *rows, uint32_t count,
-                            float *y, size_t ldy)
+/* y = n W^T for the rows of the tokens (rows NULL: all), which `routed` has as tiles. */
+static bxn_mm_args args_for(const moe_context *c, const bxn_weight *w, const bxn_input *routed,
+                            const int32_t *rows, uint32_t count, float *y, size_t ldy)
 {
     bxn_mm_args args = { .rows = rows, .count = count, .y = y, .ldy = ldy };
-    bxn_input_use(&c->in[w->xq != BXN_XQ_NONE && w->xq != c->in[0].kind ? 1 : 0], &args);
+    bool tiled = bxn_tiled(c->exec, w);
+    if (tiled && routed != NULL) {
+        args.rows = NULL;
+        bxn_input_use(routed, &args);
+    } else {
+        bxn_input_use(&c->in[w->xq != BXN_XQ_NONE && !tiled && w->xq != c->in[0].kind ? 1 : 0], &args);
+    }
     return args;
 }
 
@@ -112,29 +120,29 @@ static void routing_products(const moe_context *c)
 {
     const bxn_workspace *ws = c->exec->ws;
     const bxn_moe *p = c->p;
-    bxn_mm_args args = args_for(c, &p->router, NULL, c->tokens, ws->route, ws->ld_x);
-    bxn_product(c->exec->kernels, &p->router, 0, (p->experts + BXN_UNIT_ROWS - 1) / BXN_UNIT_ROWS, &args);
+    bxn_mm_args args = args_for(c, &p->router, NULL, NULL, c->tokens, ws->route, ws->ld_x);
+    bxn_product(c->exec, &p->router, 0, (p->experts + BXN_UNIT_ROWS - 1) / BXN_UNIT_ROWS, &args);
     if (!p->shared)
         return;
-    args = args_for(c, &p->shared_gate, NULL, c->tokens, ws->shared_s, BXN_UNIT_COLS);
-    bxn_product(c->exec->kernels, &p->shared_gate, 0, 1, &args);
+    args = args_for(c, &p->shared_gate, NULL, NULL, c->tokens, ws->shared_s, BXN_UNIT_COLS);
+    bxn_product(c->exec, &p->shared_gate, 0, 1, &args);
 }
 
 /* Hidden columns 16 * begin ... of one expert: gate, up, and SwiGLU of both. */
-static void hidden(const moe_context *c, const bxn_weight *gate, const bxn_weight *up, const int32_t *rows,
-                   uint32_t first, uint32_t count, uint32_t begin, uint32_t end)
+static void hidden(const moe_context *c, const bxn_weight *gate, const bxn_weight *up,
+                   const bxn_input *routed, const int32_t *rows, uint32_t first, uint32_t count,
+                   uint32_t begin, uint32_t end)
 {
     const bxn_workspace *ws = c->exec->ws;
-    const bxn_kernels *kernels = c->exec->kernels;
     float *a = ws->a + first * ws->ld_i, *b = ws->b + first * ws->ld_i;
-    bxn_mm_args args = args_for(c, gate, rows, count, a, ws->ld_i);
-    bxn_product(kernels, gate, begin, end, &args);
-    args = args_for(c, up, rows, count, b, ws->ld_i);
-    bxn_product(kernels, up, begin, end, &args);
+    bxn_mm_args args = args_for(c, gate, routed, rows, count, a, ws->ld_i);
+    bxn_product(c->exec, gate, begin, end, &args);
+    args = args_for(c, up, routed, rows, count, b, ws->ld_i);
+    bxn_product(c->exec, up, begin, end, &args);
     size_t column = (size_t)begin * BXN_UNIT_ROWS, width = (size_t)end * BXN_UNIT_ROWS;
     width = (width < c->p->inner ? width : c->p->inner) - column;
     for (uint32_t i = 0; i < count; i++)
-        kernels->silu_mul(a + i * ws->ld_i + column, b + i * ws->ld_i + column, width);
+        c->exec->kernels->silu_mul(a + i * ws->ld_i + column, b + i * ws->ld_i + column, width);
 }
 
 static void hidden_task(void *context, uint32_t item, uint32_t begin, uint32_t end)
@@ -149,7 +157,7 @@ static void hidden_task(void *context, uint32_t item, uint32_t begin, uint32_t e
         return;
     }
     if (item == 1) {
-        hidden(c, &p->shared_gate_proj, &p->shared_up_proj, NULL, c->tokens * p->top_k, c->tokens, begin, end);
+        hidden(c, &p->shared_gate_proj, &p->shared_up_proj, NULL, NULL, c->tokens * p->top_k, c->tokens, begin, end);
         return;
     }
     while (atomic_load_explicit(&c->routed, memory_order_acquire) == 0) { /* the first task is running */
@@ -161,10 +169,11 @@ static void hidden_task(void *context, uint32_t item, uint32_t begin, uint32_t e
     if (c->status != BITAXON_OK || slot >= c->used)
         return;
     uint32_t expert = (uint32_t)ws->used[slot], first = (uint32_t)ws->first[expert];
-    hidden(c, &p->gate[expert], &p->up[expert], ws->pair_row + first, first, pairs_of(ws, expert), begin, end);
+    hidden(c, &p->gate[expert], &p->up[expert], c->routed_in != NULL ? &c->routed_in[item - 2] : NULL,
+           ws->pair_row + first, first, pairs_of(ws, expert), begin, end);
 }
 
-/* Block sums and integers of ws->n, for all weights that read it. */
+/* Block sums and integers or tiles of ws->n, for all weights that read it in the tokens' order. */
 static bitaxon_status make_input(moe_context *c)
 {
     const bxn_moe *p = c->p;
@@ -174,28 +183,46 @@ static bitaxon_status make_input(moe_context *c)
     uint32_t count = p->shared ? 6 : 3, kinds = 0;
     bool summed = false;
     for (uint32_t i = 0; i < count; i++)
-        summed |= bxn_weight_needs_sums(readers[i]);
+        summed |= bxn_needs_sums(c->exec, readers[i]);
     for (uint32_t i = 0; i < 2; i++)
         c->in[i] = (bxn_input){ .x = ws->n, .ldx = ws->ld_d, .cols = p->router.cols, .rows = c->tokens, .summed = summed };
     for (uint32_t i = 0; i < count; i++)
-        if (readers[i]->xq != BXN_XQ_NONE && kinds < 2 && (kinds == 0 || c->in[0].kind != readers[i]->xq))
+        if (readers[i]->xq != BXN_XQ_NONE && !bxn_tiled(c->exec, readers[i]) && kinds < 2 &&
+            (kinds == 0 || c->in[0].kind != readers[i]->xq))
             c->in[kinds++].kind = readers[i]->xq;
+    c->in[0].tiled = p->shared && (bxn_tiled(c->exec, &p->shared_gate_proj) || bxn_tiled(c->exec, &p->shared_up_proj));
     return bxn_inputs_make(c->exec, c->in, kinds < 2 ? 1 : 2);
+}
+
+/* Rows of ws->n for n experts from c->slot on, as tiles. */
+static bitaxon_status gather(const moe_context *c, bxn_input *inputs, uint32_t n)
+{
+    const bxn_workspace *ws = c->exec->ws;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t expert = (uint32_t)ws->used[c->slot + i];
+        inputs[i] = (bxn_input){ .x = ws->n, .ldx = ws->ld_d, .from = ws->pair_row + ws->first[expert],
+                                 .cols = c->p->router.cols, .rows = pairs_of(ws, expert), .tiled = true };
+    }
+    return bxn_inputs_make(c->exec, inputs, n);
 }
 
 /* ws->n -> ws->a: the first region, or several when there are very many experts. */
 static bitaxon_status run_hidden(moe_context *c)
 {
     const bxn_moe *p = c->p;
+    bxn_input gathered[SLOTS];
+    size_t used = c->exec->ws->inputs_used;
+    if (bxn_tiled(c->exec, &p->gate[0]) || bxn_tiled(c->exec, &p->up[0]))
+        c->routed_in = gathered;
     uint32_t groups = (p->inner + BXN_UNIT_ROWS - 1) / BXN_UNIT_ROWS, slots = c->tokens * p->top_k;
     slots = slots < p->experts ? slots : p->experts;
     bitaxon_status status = BITAXON_OK;
     atomic_init(&c->routed, 0);
-    if (c->tokens >= ROUTED_APART || p->experts > MANY_EXPERTS) {
+    if (c->tokens >= ROUTED_APART || p->experts > MANY_EXPERTS || c->routed_in != NULL) {
         const bxn_workspace *ws = c->exec->ws;
         bxn_linear_job jobs[2] = {
-            { &p->router, args_for(c, &p->router, NULL, c->tokens, ws->route, ws->ld_x) },
-            { &p->shared_gate, args_for(c, &p->shared_gate, NULL, c->tokens, ws->shared_s, BXN_UNIT_COLS) },
+            { &p->router, args_for(c, &p->router, NULL, NULL, c->tokens, ws->route, ws->ld_x) },
+            { &p->shared_gate, args_for(c, &p->shared_gate, NULL, NULL, c->tokens, ws->shared_s, BXN_UNIT_COLS) },
         };
         status = bxn_linear_jobs(c->exec, jobs, p->shared ? 2 : 1);
         if (status == BITAXON_OK)
@@ -215,10 +242,15 @@ static bitaxon_status run_hidden(moe_context *c)
             uint64_t rows = routed ? pairs_of(c->exec->ws, (uint32_t)c->exec->ws->used[c->slot + i]) : 1;
             items[2 + i] = (bxn_item){ groups, 2 * bxn_product_cost(&p->gate[0], 1) * rows };
         }
-        status = bxn_ranges_run(c->exec, items, 2 + n, hidden_task, c);
+        if (c->routed_in != NULL)
+            status = gather(c, gathered, n);
+        if (status == BITAXON_OK)
+            status = bxn_ranges_run(c->exec, items, 2 + n, hidden_task, c);
         if (status == BITAXON_OK)
             status = c->status;
+        c->exec->ws->inputs_used = used;
     }
+    c->routed_in = NULL;
     return status;
 }
 

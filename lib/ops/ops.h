@@ -140,12 +140,13 @@ typedef struct bxn_workspace {
     float *e;           /* [T * top_k, D] expert results; in the place of b */
 } bxn_workspace;
 
-/* What ops compute with. */
+/* What ops compute with. Initialised by name: the phase that nobody names is PREFILL. */
 typedef struct bxn_exec {
     const bxn_kernels *kernels;
     bxn_pool *pool;
     const atomic_int *cancel; /* nullable */
     bxn_workspace *ws;
+    bxn_phase phase; /* of all tokens of the pass */
     /* Nullable: called between sublayers from the thread that made the call; not OK ends the pass. */
     bitaxon_status (*tick)(void *user);
     void *tick_user;
@@ -173,31 +174,46 @@ bitaxon_status bxn_ranges_run(const bxn_exec *exec, const bxn_item *items, uint3
 /* Rows of little work: few are done by the caller, many by all threads. */
 bitaxon_status bxn_rows_run(const bxn_exec *exec, uint32_t rows, bxn_task task, void *context);
 
-/* Rows of activations and what products read of them besides: sums of blocks when `summed`,
- * integers of one kind. */
+/* Whether products with w take bf16 tiles (kernels.h): in prefill, where there is AMX, with weights
+ * that are not kept exact. The phase decides, never how many tokens there are. */
+static inline bool bxn_tiled(const bxn_exec *exec, const bxn_weight *w)
+{
+    return w->xq != BXN_XQ_NONE && exec->phase == BXN_PHASE_PREFILL &&
+           exec->kernels->mm_tile4 != NULL;
+}
+
+/* Rows of activations and what products read of them besides: sums of blocks when `summed`, and
+ * integers of one kind or bf16 tiles. Row i of tiles is row from[i] of x, so that experts have
+ * rows of their own in blocks of their own; sums and integers are those of all rows, `from` NULL. */
 typedef struct bxn_input {
     const float *x;
     size_t ldx;
+    const int32_t *from; /* nullable: row i is i */
     uint32_t cols, rows;
-    bool summed;
-    bxn_xq_kind kind;
+    bool summed, tiled;
+    bxn_xq_kind kind; /* NONE when tiled */
     /* made */
     float *sums, *xscale;
     unsigned char *xq;
-    size_t ldsum, ldxq, ldxscale;
+    size_t ldsum, ldxq, ldxscale; /* of tiles, ldxq is from block to block */
 } bxn_input;
-size_t bxn_input_bytes(size_t columns); /* of a row at most */
+size_t bxn_input_bytes(size_t columns); /* of a row at most, without tiles */
+/* Of `rows` rows with sums and `blocks` blocks of 16 rows as tiles. */
+size_t bxn_tiled_input_bytes(size_t columns, size_t rows, size_t blocks);
+/* An input that w reads in this phase; then asked of others with the same rows. */
+void bxn_input_want(bxn_input *in, const bxn_exec *exec, const bxn_weight *w);
 /* Makes them in ws->inputs, behind what is taken there (ws->inputs_used, which the caller sets back). */
 bitaxon_status bxn_inputs_make(const bxn_exec *exec, bxn_input *inputs, uint32_t count);
 void bxn_input_use(const bxn_input *in, bxn_mm_args *args);
 
-/* Rows 16 * begin ... of y = x W^T, within a task. */
-void bxn_product(const bxn_kernels *kernels, const bxn_weight *w, uint32_t group_begin, uint32_t group_end,
+/* Rows 16 * begin ... of y = x W^T, within a task. args are of an input that w wants. */
+void bxn_product(const bxn_exec *exec, const bxn_weight *w, uint32_t group_begin, uint32_t group_end,
                  const bxn_mm_args *args);
 uint64_t bxn_product_cost(const bxn_weight *w, uint32_t tokens); /* of 16 rows */
 
-/* One product of a job list. Sums and integers that the weight needs and args lacks (NULL) are
- * made once for all jobs of the list with the same x; those of jobs with args.rows must be there. */
+/* One product of a job list. Sums and integers (or tiles) that the weight needs and args lacks
+ * (NULL) are made once for all jobs of the list with the same x; those of jobs with args.rows must
+ * be there. */
 typedef struct bxn_linear_job {
     const bxn_weight *w;
     bxn_mm_args args;
@@ -211,7 +227,7 @@ bitaxon_status bxn_linear(const bxn_exec *exec, const bxn_weight *w, const float
 /* Block sums of rows of x [tokens, cols] into out [tokens, ld_sum]. */
 bitaxon_status bxn_linear_sums(const bxn_exec *exec, const float *x, size_t ldx, uint32_t cols,
                                uint32_t tokens, float *out);
-bool bxn_weight_needs_sums(const bxn_weight *w);
+bool bxn_needs_sums(const bxn_exec *exec, const bxn_weight *w);
 /* Row `row` as f32 (embedding look-up). out [cols]. */
 void bxn_weight_row(const bxn_weight *w, uint32_t row, float *out);
 

@@ -40,7 +40,7 @@ static void x_task(void *context, uint32_t item, uint32_t begin, uint32_t end)
 {
     const ssm_context *c = context;
     (void)item;
-    bxn_product(c->exec->kernels, &c->p->in_proj, begin, end, &c->in);
+    bxn_product(c->exec, &c->p->in_proj, begin, end, &c->in);
     for (uint32_t i = 0; i < c->n; i++)
         convolve(c, &c->segments[i], begin * BXN_UNIT_ROWS, end * BXN_UNIT_ROWS);
 }
@@ -50,9 +50,9 @@ static void z_task(void *context, uint32_t item, uint32_t begin, uint32_t end)
     const ssm_context *c = context;
     uint32_t first = c->p->channels16 / BXN_UNIT_ROWS;
     if (item == 0)
-        bxn_product(c->exec->kernels, &c->p->x_proj, begin, end, &c->x);
+        bxn_product(c->exec, &c->p->x_proj, begin, end, &c->x);
     else
-        bxn_product(c->exec->kernels, &c->p->in_proj, first + begin, first + end, &c->in);
+        bxn_product(c->exec, &c->p->in_proj, first + begin, first + end, &c->in);
 }
 
 /* Groups of 16 channels of segment after segment. */
@@ -101,8 +101,8 @@ static bitaxon_status forward(const bxn_exec *exec, const bxn_ssm *p, uint32_t t
     ssm_context c = { .exec = exec, .p = p, .segments = segments, .n = n };
     bxn_pad_rows(ws->xc, ws->ld_e, p->channels, tokens);
 
-    bxn_input in = { .x = ws->n, .ldx = ws->ld_d, .cols = p->in_proj.cols, .rows = tokens,
-                     .summed = bxn_weight_needs_sums(&p->in_proj), .kind = p->in_proj.xq };
+    bxn_input in = { .x = ws->n, .ldx = ws->ld_d, .cols = p->in_proj.cols, .rows = tokens };
+    bxn_input_want(&in, exec, &p->in_proj);
     c.in = (bxn_mm_args){ .count = tokens, .y = ws->xz, .ldy = ws->ld_2e };
     bitaxon_status status = bxn_inputs_make(exec, &in, 1);
     bxn_input_use(&in, &c.in);
@@ -112,8 +112,8 @@ static bitaxon_status forward(const bxn_exec *exec, const bxn_ssm *p, uint32_t t
     if (status != BITAXON_OK)
         return status;
 
-    in = (bxn_input){ .x = ws->xc, .ldx = ws->ld_e, .cols = p->x_proj.cols, .rows = tokens,
-                      .summed = bxn_weight_needs_sums(&p->x_proj), .kind = p->x_proj.xq };
+    in = (bxn_input){ .x = ws->xc, .ldx = ws->ld_e, .cols = p->x_proj.cols, .rows = tokens };
+    bxn_input_want(&in, exec, &p->x_proj);
     c.x = (bxn_mm_args){ .count = tokens, .y = ws->bcd, .ldy = ws->ld_bcd };
     status = bxn_inputs_make(exec, &in, 1);
     bxn_input_use(&in, &c.x);

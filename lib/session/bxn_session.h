@@ -37,8 +37,8 @@ typedef struct bxn_session {
     uint64_t energy_uj; /* the policy's count that has been booked */
 } bxn_session;
 
-/* Accounted bytes of a session without its cache. */
-uint64_t bxn_session_bytes(const bxn_config *config, size_t state_floats, uint64_t max_tokens);
+/* Accounted bytes of a session without its cache; tiles: as bxn_model_tiles. */
+uint64_t bxn_session_bytes(const bxn_config *config, size_t state_floats, uint64_t max_tokens, bool tiles);
 bitaxon_status bxn_session_init(bxn_session *session, bxn_mem *mem, const bxn_model *model,
                                 const bxn_tokenizer *tokenizer, bxn_cache *cache,
                                 bitaxon_progress_fn progress, void *progress_user,

@@ -14,9 +14,9 @@ static uint64_t buffers_bytes(uint32_t vocab)
            bxn_alloc_cost((size_t)BXN_SCORE_ROWS * vocab * sizeof(float));
 }
 
-uint64_t bxn_session_bytes(const bxn_config *config, size_t state_floats, uint64_t max_tokens)
+uint64_t bxn_session_bytes(const bxn_config *config, size_t state_floats, uint64_t max_tokens, bool tiles)
 {
-    return buffers_bytes(config->vocab_size) + bxn_alloc_cost(bxn_workspace_bytes(config, max_tokens)) +
+    return buffers_bytes(config->vocab_size) + bxn_alloc_cost(bxn_workspace_bytes(config, max_tokens, tiles)) +
            bxn_cache_state_bytes(config, state_floats);
 }
 
@@ -36,7 +36,8 @@ bitaxon_status bxn_session_init(bxn_session *session, bxn_mem *mem, const bxn_mo
     session->stats.struct_size = sizeof session->stats;
     session->ws_tokens = cache->max_tokens;
     session->tile = 16;
-    bitaxon_status status = bxn_workspace_create(mem, &model->config, cache->max_tokens, &session->ws, error);
+    bitaxon_status status = bxn_workspace_create(mem, &model->config, cache->max_tokens, bxn_model_tiles(model),
+                                                 &session->ws, error);
     if (status == BITAXON_OK)
         status = bxn_state_create(mem, model, &session->spare, error);
     if (status == BITAXON_OK) {
@@ -80,7 +81,8 @@ bitaxon_status bxn_session_attach(bxn_session *session, bxn_cache *cache, bitaxo
     if (cache->max_tokens > session->ws_tokens) {
         bxn_workspace larger;
         bitaxon_status status =
-            bxn_workspace_create(session->mem, &session->model->config, cache->max_tokens, &larger, error);
+            bxn_workspace_create(session->mem, &session->model->config, cache->max_tokens,
+                                 bxn_model_tiles(session->model), &larger, error);
         if (status != BITAXON_OK)
             return status;
         bxn_workspace_free(session->mem, &session->ws);
@@ -210,7 +212,9 @@ static bitaxon_status read_tile(bxn_session *session, bool watch, bxn_phase phas
     bitaxon_status status = bxn_session_prepare(session, count, error);
     if (status != BITAXON_OK)
         return status;
-    bxn_exec exec = { &model->kernels, model->pool, &session->cancel, &session->ws, watch ? tick : NULL, session, error };
+    bxn_exec exec = { .kernels = &model->kernels, .pool = model->pool, .cancel = &session->cancel,
+                      .ws = &session->ws, .phase = phase, .tick = watch ? tick : NULL,
+                      .tick_user = session, .error = error };
     bxn_kv_view kv = { &cache->layout, cache->data, cache->first_page };
     bxn_segment segment = { 0, count, cache->length, cache->state->scan, session->spare->scan, &kv };
     status = bxn_forward(model, &exec, tile, count, &segment, 1);
