@@ -2,7 +2,8 @@
 /* check_digest.c - one number for the bits of each entry's results on inputs that are the same
  * on every machine, to be compared between architectures (tests/arm64.sh does): kernels.h
  * fixes the order of operations, so equal orders must give equal bits wherever they run. The
- * entries here are those whose order all SIMD tiers share. */
+ * entries here are those whose order all SIMD tiers share; attention's exponentials are those of
+ * AVX2 and NEON alone. */
 #include "check_products.h"
 
 #include <stdio.h>
@@ -10,6 +11,8 @@
 #include <string.h>
 
 #include "runtime/runtime.h"
+
+#define EMPTY 0xCBF29CE484222325u
 
 /* FNV-1a of floats' bits; -0 counts as 0. */
 static uint64_t digest(uint64_t hash, const float *y, size_t count)
@@ -25,7 +28,7 @@ static uint64_t digest(uint64_t hash, const float *y, size_t count)
 static uint64_t packed(run *r, uint8_t code_bits, int accuracy, bool has_bias)
 {
     static const uint32_t counts[] = {1, 2, 3, 5, 17};
-    uint64_t hash = 0xCBF29CE484222325u;
+    uint64_t hash = EMPTY;
     for (int i = 0; i < 15; i++) {
         bxn_packed w;
         plain_matrix plain;
@@ -60,6 +63,100 @@ static uint64_t packed(run *r, uint8_t code_bits, int accuracy, bool has_bias)
     return hash;
 }
 
+/* A dense matrix, or its transpose. */
+static uint64_t dense(run *r, bxn_dtype dtype, bool transposed)
+{
+    static const uint32_t counts[] = {1, 2, 3, 5, 17};
+    const bxn_kernels *k = r->kernels;
+    uint64_t hash = EMPTY;
+    for (int i = 0; i < 15; i++) {
+        const uint32_t rows = 1 + below(r, 300), cols = 1 + below(r, 500), count = counts[i / 3];
+        const uint32_t inputs = transposed ? rows : cols, outputs = transposed ? cols : rows;
+        const size_t size = dtype == BXN_F32 ? 4 : 2;
+        uint8_t *data = guarded(size * rows * cols);
+        for (size_t at = 0; at < (size_t)rows * cols; at++) {
+            const float value = normal(r);
+            const uint16_t half = dtype == BXN_F16 ? bxn_f32_f16(value) : bxn_f32_bf16(value);
+            memcpy(data + at * size, dtype == BXN_F32 ? (const void *)&value : &half, size);
+        }
+        const bxn_dense w = {data, dtype, rows, cols};
+        problem p = {.rows = outputs, .cols = inputs, .count = count, .sources = count};
+        make_activations(r, &p, 0, false);
+        float *y = guarded_floats((size_t)count * outputs);
+        const bxn_mm_args a = {
+            .x = p.x, .ldx = p.ldx, .count = count, .y = y, .ldy = outputs};
+        if (transposed)
+            (dtype == BXN_F32   ? k->mm_t_f32
+             : dtype == BXN_F16 ? k->mm_t_f16
+                                : k->mm_t_bf16)(&w, 0, (cols + 127) / 128, &a, false);
+        else
+            (dtype == BXN_F32   ? k->mm_f32
+             : dtype == BXN_F16 ? k->mm_f16
+                                : k->mm_bf16)(&w, 0, rows, &a);
+        hash = digest(hash, y, (size_t)count * outputs);
+        release_guarded(r, "digest");
+    }
+    return hash;
+}
+
+/* Random keys or values of a page; bytes: of the codes. */
+static void fill_region(run *r, bxn_kv_type type, uint8_t *region, size_t bytes)
+{
+    if (type == BXN_KV_I8 || type == BXN_KV_Q4) {
+        for (uint32_t slot = 0; slot < BXN_PAGE; slot++, region += sizeof(float)) {
+            const float scale = uniform(r, 0.005f, 0.02f);
+            memcpy(region, &scale, sizeof scale);
+        }
+        for (size_t i = 0; i < bytes; i++)
+            region[i] = (uint8_t)below(r, 256);
+        return;
+    }
+    for (size_t i = 0; i < bytes / (type == BXN_KV_F32 ? 4 : 2); i++) {
+        const float value = normal(r);
+        const uint16_t half = bxn_f32_f16(value);
+        if (type == BXN_KV_F32)
+            memcpy(region + 4 * i, &value, sizeof value);
+        else
+            memcpy(region + 2 * i, &half, sizeof half);
+    }
+}
+
+static uint64_t attention(run *r, bxn_kv_type type)
+{
+    static const uint32_t counts[] = {1, 2, 3, 7}, twice[] = {0, 4, 8, 2, 1};
+    const bxn_kernels *k = r->kernels;
+    uint64_t hash = EMPTY;
+    for (int i = 0; i < 8; i++) {
+        enum { PAGES = 12 };
+        const uint32_t dim = 16 * (1 + below(r, 8)), count = counts[i / 2];
+        const size_t codes = (size_t)BXN_PAGE * dim * twice[type] / 2;
+        const size_t bytes = codes + (twice[type] < 4 ? BXN_PAGE * sizeof(float) : 0);
+        const void *pages[PAGES];
+        for (int p = 0; p < PAGES; p++) {
+            uint8_t *page = guarded(2 * bytes);
+            fill_region(r, type, page, codes);
+            fill_region(r, type, page + bytes, codes);
+            pages[p] = page;
+        }
+        float *q = guarded_floats((size_t)count * dim), *out = guarded_floats((size_t)count * dim);
+        for (uint32_t d = 0; d < count * dim; d++)
+            q[d] = normal(r);
+        const bxn_attention_args a = {.q = q, .ldq = dim, .scale = 0.2f, .count = count,
+                                      .head_dim = dim, .position = 600 + below(r, 150),
+                                      .window = 500 + below(r, 100), .pages = pages,
+                                      .v_offset = bytes,
+                                      .scratch = guarded_floats(bxn_attention_scratch(dim)),
+                                      .part = BXN_ALL_PARTS, .out = out, .ldout = dim};
+        (type == BXN_KV_F16   ? k->attention_f16
+         : type == BXN_KV_F32 ? k->attention_f32
+         : type == BXN_KV_I8  ? k->attention_i8
+                              : k->attention_q4)(&a);
+        hash = digest(hash, out, (size_t)count * dim);
+        release_guarded(r, "digest");
+    }
+    return hash;
+}
+
 void print_digests(const bxn_kernels *kernels, const bxn_kernels *plain)
 {
     static const struct {
@@ -81,8 +178,22 @@ void print_digests(const bxn_kernels *kernels, const bxn_kernels *plain)
                (unsigned long long)packed(&r, products[i].code_bits, products[i].accuracy,
                                           products[i].has_bias));
     }
+    for (int i = 0; i < 6; i++) {
+        static const bxn_dtype types[] = {BXN_F32, BXN_F16, BXN_BF16};
+        static const char *const names[] = {"mm_f32",   "mm_f16",   "mm_bf16",
+                                            "mm_t_f32", "mm_t_f16", "mm_t_bf16"};
+        run r = {.entry = names[i], .kernels = kernels, .plain = plain, .seed = 50 + i % 3};
+        printf("%-16s %016llx\n", names[i], (unsigned long long)dense(&r, types[i % 3], i >= 3));
+    }
+    for (int type = BXN_KV_F16; type <= BXN_KV_Q4; type++) {
+        static const char *const names[] = {"", "attention_f16", "attention_f32", "attention_i8",
+                                            "attention_q4"};
+        run r = {.entry = names[type], .kernels = kernels, .plain = plain, .seed = 60};
+        printf("%-16s %016llx\n", names[type],
+               (unsigned long long)attention(&r, (bxn_kv_type)type));
+    }
     run r = {.entry = "sums", .kernels = kernels, .plain = plain, .seed = 99};
-    uint64_t sums = 0xCBF29CE484222325u, norms = sums;
+    uint64_t sums = EMPTY, norms = sums;
     for (uint32_t n = 1; n < 200; n += 7) {
         float *x = guarded_floats(n * (size_t)32), *y = guarded_floats(n * (size_t)32);
         for (uint32_t i = 0; i < n * 32; i++)

@@ -87,8 +87,7 @@ static void tile_of(const target *t, unsigned tokens)
 void bxn_panel_neon(const float *panel, unsigned depth, size_t first_input, const bxn_mm_args *args,
                     float *y, uint32_t valid, bool clear)
 {
-    target t = {
-        .panel = panel, .ldy = args->ldy, .depth = depth, .valid = valid, .clear = clear};
+    target t = {.panel = panel, .ldy = args->ldy, .depth = depth, .valid = valid, .clear = clear};
     /* Tiles of nearly equal size: a small last one would be slow. */
     const uint32_t tiles = (args->count + TILE - 1) / TILE;
     for (uint32_t i = 0, token = 0; i < tiles; i++) {

@@ -88,10 +88,10 @@ BXN_INLINE void widen(const uint8_t *in, bxn_dtype dtype, uint32_t count, float 
     for (unsigned i = 0; i < PANEL_COLUMNS; i += 4) {
         const uint8_t *at = in + i * size;
         const float32x4_t v =
-            dtype == BXN_F32   ? load4(at)
-            : dtype == BXN_F16 ? load4_f16(at)
-                               : vreinterpretq_f32_u32(
-                                     vshll_n_u16(vreinterpret_u16_u8(vld1_u8(at)), 16));
+            dtype == BXN_F32 ? load4(at)
+            : dtype == BXN_F16
+                ? load4_f16(at)
+                : vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(at)), 16));
         vst1q_f32(panel + i, v);
     }
 }
