@@ -20,6 +20,7 @@ class ModelParams(c.Structure):
         ("path", c.c_char_p), ("files", c.c_void_p), ("file_count", c.c_uint32),
         ("threads", c.c_uint32), ("cpu_mask", c.c_uint64), ("max_bytes", c.c_uint64),
         ("progress", c.c_void_p), ("progress_user", c.c_void_p),
+        ("accuracy", c.c_int32), ("reserved0", c.c_uint32),
     ]
 
 
@@ -58,8 +59,8 @@ def main(model_path, prompt, library=f"libbitaxon.so.{ABI}"):
     for name, struct in {b"bitaxon_error": Error, b"bitaxon_model_params": ModelParams,
                          b"bitaxon_generated": Generated,
                          b"bitaxon_generate_params": GenerateParams}.items():
-        if lib.bitaxon_struct_size(name) != c.sizeof(struct):
-            raise SystemExit(f"{name.decode()} has another size here")
+        if lib.bitaxon_struct_size(name) < c.sizeof(struct):  # later versions append
+            raise SystemExit(f"{name.decode()} is older here")
     print(lib.bitaxon_build_info().decode())
 
     error = Error(struct_size=c.sizeof(Error))
