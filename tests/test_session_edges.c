@@ -186,6 +186,40 @@ static void test_late_cancel_is_spent(void **state)
     bitaxon_model_free(model);
 }
 
+/* A clock that cancels a session when it is read for the Nth time. */
+static struct {
+    bitaxon_session *session;
+    uint64_t time;
+    int reads_left; /* 0: it does not */
+} meddler;
+
+static uint64_t meddling_clock(void *user)
+{
+    (void)user;
+    if (meddler.reads_left > 0 && --meddler.reads_left == 0)
+        bitaxon_session_cancel(meddler.session);
+    return meddler.time += 1000;
+}
+
+/* A decode reads the clock when it begins and when its token is read: at the second it is too late. */
+static void test_late_cancel_of_decode_is_spent(void **state)
+{
+    (void)state;
+    bitaxon_host host = { .struct_size = sizeof host, .now_ns = meddling_clock };
+    bitaxon_model_params params = { .struct_size = sizeof params, .path = "tests/golden/tiny-fp32", .host = &host };
+    bitaxon_model *model;
+    int32_t token;
+    OK(bitaxon_model_open(&params, &model, &error));
+    OK(bitaxon_session_create(model, NULL, &meddler.session, &error));
+    OK(bitaxon_session_prefill(meddler.session, text, 10, &error));
+    meddler.reads_left = 2;
+    OK(bitaxon_session_decode(meddler.session, &token, &error));
+    assert_int_equal(meddler.reads_left, 0);
+    OK(bitaxon_session_decode(meddler.session, &token, &error));
+    bitaxon_session_free(meddler.session);
+    bitaxon_model_free(model);
+}
+
 static uint64_t now_ms(void)
 {
     struct timespec t;
@@ -306,6 +340,7 @@ int main(void)
         cmocka_unit_test(test_automatic_checkpoints_give_way),
         cmocka_unit_test(test_rewind_needs_no_memory),
         cmocka_unit_test(test_late_cancel_is_spent),
+        cmocka_unit_test(test_late_cancel_of_decode_is_spent),
         cmocka_unit_test(test_many_experts),
         cmocka_unit_test(test_watched_read),
         cmocka_unit_test(test_accuracy),

@@ -201,13 +201,16 @@ static void test_cancel_in_a_pause(void **state)
     assert_true(w.slept <= 60000000u); /* slices of 20 ms */
     bitaxon_thermal_free(thermal);
     /* And in a rest. */
-    cancel = 0;
-    world rests = {.celsius = 40, .cancel_at_sleep = &cancel};
-    thermal = policy_in(&rests, (bitaxon_thermal_params){.max_tokens_per_second = 0.1});
-    memset(&use, 0, sizeof use);
-    assert_int_equal(bxn_thermal_gate(&thermal->core, &use, 1, &cancel, NULL, &error), BITAXON_CANCELLED);
-    assert_int_equal(rests.sleeps, 3);
-    bitaxon_thermal_free(thermal);
+    static const double rates[] = {0.1, 1e-300};
+    for (size_t i = 0; i < sizeof rates / sizeof rates[0]; i++) {
+        cancel = 0;
+        world rests = {.celsius = 40, .cancel_at_sleep = &cancel};
+        thermal = policy_in(&rests, (bitaxon_thermal_params){.max_tokens_per_second = rates[i]});
+        memset(&use, 0, sizeof use);
+        assert_int_equal(bxn_thermal_gate(&thermal->core, &use, 1, &cancel, NULL, &error), BITAXON_CANCELLED);
+        assert_int_equal(rests.sleeps, 3);
+        bitaxon_thermal_free(thermal);
+    }
 }
 
 static void test_duty_and_rate(void **state)

@@ -209,6 +209,13 @@ static void test_trend(void **state)
         }
     }
     assert_true(acted);
+    /* Readings that come often do not shorten what the trend looks back on. */
+    machine often = machine_of(&early);
+    for (int i = 0; i < 2000; i++) {
+        bxn_decision a = feel(&often, 0.01, 50 + 0.5 * i / 100);
+        if (i > 300)
+            assert_in_range(a.slope_mc_per_s, 490, 510);
+    }
     machine cooling = machine_of(&early);
     for (double c = 74; c > 60; c -= 1)
         assert_int_equal(feel(&cooling, 1, c).action, BITAXON_THERMAL_RUN);
@@ -286,6 +293,9 @@ static void test_bad_params(void **state)
         {{.critical_leave_mc = 95000}, BITAXON_INVALID_ARGUMENT, "critical_leave_mc"},
         {{.critical_mc = 200000}, BITAXON_INVALID_ARGUMENT, "critical_mc is 200000"},
         {{.warm_leave_mc = -50000}, BITAXON_INVALID_ARGUMENT, "warm_leave_mc is -50000"},
+        {{.warm_mc = INT32_MIN}, BITAXON_INVALID_ARGUMENT, "warm_mc is -2147483648"},
+        {{.hot_mc = INT32_MIN, .hot_leave_mc = 1}, BITAXON_INVALID_ARGUMENT, "hot_mc is -2147483648"},
+        {{.critical_mc = INT32_MIN, .critical_leave_mc = 1}, BITAXON_INVALID_ARGUMENT, "critical_mc is -2147483648"},
         {{.flags = 64}, BITAXON_UNSUPPORTED, "flags"},
         {{.no_sensor = 3}, BITAXON_INVALID_ARGUMENT, "no_sensor"},
         {{.battery_floor = 101}, BITAXON_INVALID_ARGUMENT, "battery_floor"},

@@ -96,10 +96,13 @@ static bitaxon_status forward(const bxn_exec *exec, const bxn_ssm *p, uint32_t t
                               const bxn_segment *segments, uint32_t n)
 {
     bxn_workspace *ws = exec->ws;
+    const size_t used = ws->inputs_used;
     uint32_t x_groups = p->channels16 / BXN_UNIT_ROWS;
     uint32_t all_groups = (p->in_proj.rows + BXN_UNIT_ROWS - 1) / BXN_UNIT_ROWS;
     ssm_context c = { .exec = exec, .p = p, .segments = segments, .n = n };
     bxn_pad_rows(ws->xc, ws->ld_e, p->channels, tokens);
+    /* The scan gates the padded channels too, with what follows z: NaN there would reach y's padding. */
+    bxn_pad_rows(ws->xz, ws->ld_2e, 2 * p->channels, tokens);
 
     bxn_input in = { .x = ws->n, .ldx = ws->ld_d, .cols = p->in_proj.cols, .rows = tokens };
     bxn_input_want(&in, exec, &p->in_proj);
@@ -126,6 +129,7 @@ static bitaxon_status forward(const bxn_exec *exec, const bxn_ssm *p, uint32_t t
 
     items[0] = (bxn_item){ n * x_groups, (uint64_t)16 * 16 * p->states * tokens / n };
     status = bxn_ranges_run(exec, items, 1, scan_task, &c);
+    ws->inputs_used = used; /* there is room for two inputs of this op, not for three */
     return status == BITAXON_OK ? bxn_linear(exec, &p->out_proj, ws->y, ws->ld_e, tokens, ws->r, ws->ld_d) : status;
 }
 

@@ -381,8 +381,10 @@ bitaxon_status bxn_session_step(bxn_session *session, int32_t *token, bitaxon_er
     bitaxon_status status = bxn_sampler_draw(session, &chosen, error);
     if (status == BITAXON_OK)
         status = bxn_session_read(session, BXN_READ_DECODE, &chosen, 1, NULL, NULL, NULL, error);
-    if (status == BITAXON_OK)
+    if (status == BITAXON_OK) {
         *token = chosen;
+        atomic_store(&session->cancel, 0); /* it came too late for this call, and was not for the next */
+    }
     return status;
 }
 

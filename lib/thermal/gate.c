@@ -212,8 +212,8 @@ bitaxon_status bxn_thermal_gate(bxn_thermal *t, bxn_thermal_use *use, uint64_t t
     if (t->max_tokens_per_second > 0) {
         double from = use->since_ns != 0 ? (double)use->since_ns : (double)began;
         use->due_ns = (use->due_ns > from ? use->due_ns : from) + (double)tokens * 1e9 / t->max_tokens_per_second;
-        if (use->due_ns > (double)until)
-            until = (uint64_t)use->due_ns;
+        if (use->due_ns > (double)until) /* a rate next to none is never due */
+            until = use->due_ns < 1e19 ? (uint64_t)use->due_ns : UINT64_MAX;
     }
     if (!rest(t, until, cancel, &t->rested_ns))
         return bxn_fail(error, BITAXON_CANCELLED, "cancelled while the thermal policy rested");

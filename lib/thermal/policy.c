@@ -16,6 +16,14 @@ static int32_t or_default(int32_t value, int32_t otherwise)
     return value != 0 ? value : otherwise;
 }
 
+static bitaxon_status in_range(const char *name, int32_t value, bitaxon_error *error)
+{
+    if (value >= LOWEST_MC && value <= HIGHEST_MC)
+        return BITAXON_OK;
+    return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "%s is %d, allowed are %d to %d", name, value,
+                    LOWEST_MC, HIGHEST_MC);
+}
+
 bitaxon_status bxn_policy_init(bxn_policy *policy, const bitaxon_thermal_params *params,
                                bitaxon_error *error)
 {
@@ -24,6 +32,12 @@ bitaxon_status bxn_policy_init(bxn_policy *policy, const bitaxon_thermal_params 
     enter[1] = or_default(params->warm_mc, 75000);
     enter[2] = or_default(params->hot_mc, 85000);
     enter[3] = or_default(params->critical_mc, 95000);
+    static const char *const entries[4] = {NULL, "warm_mc", "hot_mc", "critical_mc"};
+    for (uint32_t b = 1; b < 4; b++) {
+        bitaxon_status status = in_range(entries[b], enter[b], error);
+        if (status != BITAXON_OK)
+            return status;
+    }
     /* Leave marks follow entry marks that were moved. */
     leave[1] = or_default(params->warm_leave_mc, enter[1] - 3000);
     leave[2] = or_default(params->hot_leave_mc, enter[2] - 5000);
@@ -43,12 +57,12 @@ bitaxon_status bxn_policy_init(bxn_policy *policy, const bitaxon_thermal_params 
     const struct {
         const char *name;
         int32_t value;
-    } marks[] = {{"warm_leave_mc", leave[1]}, {"hot_leave_mc", leave[2]}, {"critical_leave_mc", leave[3]},
-                 {"critical_mc", enter[3]}};
-    for (size_t i = 0; i < sizeof marks / sizeof marks[0]; i++)
-        if (marks[i].value < LOWEST_MC || marks[i].value > HIGHEST_MC)
-            return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "%s is %d, allowed are %d to %d",
-                            marks[i].name, marks[i].value, LOWEST_MC, HIGHEST_MC);
+    } marks[] = {{"warm_leave_mc", leave[1]}, {"hot_leave_mc", leave[2]}, {"critical_leave_mc", leave[3]}};
+    for (size_t i = 0; i < sizeof marks / sizeof marks[0]; i++) {
+        bitaxon_status status = in_range(marks[i].name, marks[i].value, error);
+        if (status != BITAXON_OK)
+            return status;
+    }
     for (size_t i = 0; i < sizeof order / sizeof order[0]; i++)
         if (order[i].low > order[i].high || (order[i].low == order[i].high && !order[i].equal))
             return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "%s (%d) must be below %s (%d)",
@@ -80,8 +94,13 @@ static void pass_time(bxn_policy_state *state, uint64_t now_ns)
     state->begun = true;
 }
 
+/* Points no nearer than lets them reach back as far as the trend looks. */
 static void add_trend(bxn_policy_state *state, int32_t mc)
 {
+    uint32_t last = (state->trend_next + BXN_TREND_POINTS - 1) % BXN_TREND_POINTS;
+    if (state->trend_count != 0 &&
+        state->time_ns - state->trend[last].time_ns < BXN_TREND_NS / BXN_TREND_POINTS)
+        return;
     state->trend[state->trend_next].time_ns = state->time_ns;
     state->trend[state->trend_next].mc = mc;
     state->trend_next = (state->trend_next + 1) % BXN_TREND_POINTS;

@@ -299,6 +299,8 @@ bitaxon_status bxn_sensors_open(bxn_sensors *s, const char *root, const char *wa
     return BITAXON_OK;
 }
 
+#define MOST_NOW 10000000000 /* of a battery's micro-units: beyond ten thousand is nonsense */
+
 static void read_power(bxn_sensors *s, bitaxon_reading *out)
 {
     int64_t value;
@@ -325,10 +327,10 @@ static void read_power(bxn_sensors *s, bitaxon_reading *out)
     /* Microwatt-hours, or microampere-hours times microvolts; what charging adds is not use. */
     int64_t volts;
     uint64_t left;
-    if (child_number(s->battery, "energy_now", &value) && value >= 0)
+    if (child_number(s->battery, "energy_now", &value) && value >= 0 && value <= MOST_NOW)
         left = (uint64_t)value * 3600;
     else if (child_number(s->battery, "charge_now", &value) && child_number(s->battery, "voltage_now", &volts) &&
-             value >= 0 && volts >= 0)
+             value >= 0 && value <= MOST_NOW && volts >= 0 && volts <= MOST_NOW)
         left = (uint64_t)((double)value * (double)volts * 3600e-6);
     else
         return;

@@ -423,7 +423,14 @@ int bench_measure_decode(bench_run *run, uint64_t context, const char *key, cons
     uint64_t at = bitaxon_session_position(run->session);
     bool full = context >= run->facts.window; /* then any later position is as good */
     if (context + need > run->facts.context) {
-        context = run->facts.context - (context + ROOM > run->facts.context ? ROOM : need);
+        bool at_checkpoint = context + ROOM > run->facts.context && run->facts.context > 2 * ROOM;
+        uint64_t behind = at_checkpoint ? ROOM : need;
+        if (behind >= run->facts.context) {
+            bench_leave_out(run, "%s: needs %llu positions, the model's context is %llu", name,
+                            (unsigned long long)behind, (unsigned long long)run->facts.context);
+            return TOOL_OK;
+        }
+        context = run->facts.context - behind;
     }
     double way = at <= context ? (double)(context - at) : (double)context;
     if (!bench_go_on(run, name, 0, rounds, way / run->prefill_rate + 1.0) || !bench_buffer(run)) {
