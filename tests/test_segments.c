@@ -8,8 +8,10 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "api/api.h"
 #include "test_tiers.h"
@@ -165,8 +167,50 @@ static void test_same_bits_together(void **state)
     }
 }
 
+/* Few tokens with so many picks that one slice of experts does not hold them. */
+static void test_many_picks(void **state)
+{
+    (void)state;
+    enum { LENGTH = 29 };
+    char path[] = "/tmp/bitaxon-experts-XXXXXX", command[64];
+    bitaxon_error error = BITAXON_ERROR_INIT;
+    assert_non_null(mkdtemp(path));
+    assert_int_equal(rmdir(path), 0); /* the name was wanted */
+    bitaxon_convert_params p = { .struct_size = sizeof p, .output = path, .format = "affine4", .seed = 3 };
+    p.config_json = "{\"vocab_size\": 96, \"hidden_dim\": 64, \"num_layers\": 3, \"num_heads\": 2, "
+                    "\"d_source_model\": 64, \"ssm_d_state\": 3, \"ssm_d_conv\": 3, \"ssm_expand\": 2, "
+                    "\"swa_window_size\": 16, \"moe_num_experts\": 64, \"moe_top_k\": 16, "
+                    "\"moe_intermediate_dim\": 64, \"rms_norm_eps\": 1e-5}";
+    bitaxon_status made = bitaxon_model_new(&p, &error);
+    if (made != BITAXON_OK)
+        fail_msg("%s", error.message);
+    bitaxon_model_params params = { .struct_size = sizeof params, .path = path, .threads = 2 };
+    bitaxon_model *model;
+    assert_int_equal(bitaxon_model_open(&params, &model, &error), BITAXON_OK);
+    int32_t ids[LENGTH];
+    for (uint32_t i = 0; i < LENGTH; i++)
+        ids[i] = token_of(1, i);
+    float want[VOCAB];
+    for (uint32_t piece = LENGTH; piece > 0; piece = piece == LENGTH ? 9 : piece - 1) {
+        bitaxon_session *session;
+        const float *got;
+        assert_int_equal(bitaxon_session_create(model, NULL, &session, &error), BITAXON_OK);
+        for (uint32_t at = 0; at < LENGTH; at += piece)
+            assert_int_equal(bitaxon_session_prefill(session, ids + at, LENGTH - at < piece ? LENGTH - at : piece, &error),
+                             BITAXON_OK);
+        assert_int_equal(bitaxon_session_logits(session, &got, &error), BITAXON_OK);
+        if (piece == LENGTH)
+            memcpy(want, got, sizeof want);
+        assert_memory_equal(got, want, sizeof want);
+        bitaxon_session_free(session);
+    }
+    bitaxon_model_free(model);
+    snprintf(command, sizeof command, "rm -r '%s'", path);
+    assert_int_equal(system(command), 0);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_same_bits_together) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_same_bits_together), cmocka_unit_test(test_many_picks) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

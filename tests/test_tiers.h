@@ -19,11 +19,13 @@
 #else
 #define TEST_TIERS                                                                                 \
     {                                                                                              \
-        BITAXON_CPU_NONE, BITAXON_CPU_AVX2, BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512                  \
+        BITAXON_CPU_NONE, BITAXON_CPU_AVX2, BITAXON_CPU_AVX2 | BITAXON_CPU_AVX_VNNI,               \
+            BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512,                                                 \
+            BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512 | BITAXON_CPU_AVX512_VNNI                        \
     }
 #define TEST_TIER_NAMES                                                                            \
     {                                                                                              \
-        "c", "avx2", "avx512"                                                                      \
+        "c", "avx2", "avxvnni", "avx512", "avx512vnni"                                                                      \
     }
 #endif
 

@@ -138,7 +138,7 @@ static bitaxon_session *open_session(bitaxon_model *model)
     bitaxon_session *session;
     OK(bitaxon_session_create(model, &params, &session, &error));
     atomic_store(&room_begin, session->core.ws.inputs);
-    atomic_store(&room_end, (unsigned char *)session->core.ws.sums);
+    atomic_store(&room_end, session->core.ws.inputs + session->core.ws.inputs_bytes);
     return session;
 }
 
@@ -286,7 +286,7 @@ static void check_phases(const char *path, tiles kind, int32_t accuracy)
         bitaxon_session *child;
         OK(bitaxon_session_create(model, &params, &child, &error));
         atomic_store(&room_begin, child->core.ws.inputs);
-        atomic_store(&room_end, (unsigned char *)child->core.ws.sums);
+        atomic_store(&room_end, child->core.ws.inputs + child->core.ws.inputs_bytes);
         OK(bitaxon_session_rewind(child, places[i], &error));
         expect_again(child, &first, path, "clone");
         bitaxon_session_free(child);

@@ -79,7 +79,8 @@ typedef struct bitaxon_reading {
     uint32_t battery_percent;
 } bitaxon_reading;
 
-/* Fill *out (struct_size is set, known is 0) and return 0; anything else: no reading now. */
+/* Fill *out (struct_size is set, known is 0) and return 0; anything else: no reading now. It
+ * must not call functions of the policy it belongs to. */
 typedef int32_t (*bitaxon_read_fn)(void *user, bitaxon_reading *out);
 
 /* Without any temperature or pressure: */

@@ -32,7 +32,6 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bool tiles, b
     size_t T = BXN_TILE, D = config->hidden_dim, S = config->d_source_model, I = config->moe_intermediate_dim;
     size_t E = D * config->ssm_expand, N = config->ssm_d_state, X = config->moe_num_experts, k = config->moe_top_k;
     uint64_t window = config->swa_window_size < max_tokens ? config->swa_window_size : max_tokens;
-    size_t widest = most(most(D, E), most(I, S));
 
     ws->ld_d = bxn_round_up(D, BXN_UNIT_COLS);
     ws->ld_s = bxn_round_up(S, BXN_UNIT_COLS);
@@ -41,7 +40,6 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bool tiles, b
     ws->ld_bcd = bxn_round_up(2 * N + 1, BXN_UNIT_COLS);
     ws->ld_i = bxn_round_up(I, BXN_UNIT_COLS);
     ws->ld_x = bxn_round_up(X, BXN_UNIT_COLS);
-    ws->ld_sum = bxn_round_up(bxn_round_up(widest, BXN_UNIT_COLS) / BXN_SUB_BLOCK, 16);
     size_t in_d = bxn_input_bytes(D), in_e = bxn_input_bytes(E), in_i = bxn_input_bytes(I);
     uint32_t heads = config->num_heads, head_dim = config->hidden_dim / config->num_heads;
     size_t attention_floats = bxn_attention_floats(heads, head_dim, window, &ws->score_stride);
@@ -58,6 +56,7 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bool tiles, b
     inputs = T * most(inputs, moe ? (k + 1) * in_i : 0);
     inputs = most(inputs, tiles ? tiled_inputs(config, moe, ssm) : 0);
     enum { ALWAYS, SSM, ATTENTION, MOE, ENDS, KINDS };
+    ws->inputs_bytes = inputs;
     const struct {
         void *slot; /* of the pointer to set */
         int op;
@@ -68,7 +67,6 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bool tiles, b
         { &ws->rotation, ALWAYS, attention ? head_dim * bxn_round_up(head_dim, 16) : 0 },
         /* from here on not cleared */
         { &ws->inputs, ALWAYS, inputs / 4 },
-        { &ws->sums, ALWAYS, T * ws->ld_sum },
         { &ws->xz, SSM, ssm ? T * ws->ld_2e : 0 },
         { &ws->xc, SSM, ssm ? T * ws->ld_e : 0 },
         { &ws->bcd, SSM, ssm ? T * ws->ld_bcd : 0 },

@@ -195,27 +195,6 @@ void bxn_input_use(const bxn_input *in, bxn_mm_args *args)
     args->ldxscale = in->ldxscale;
 }
 
-typedef struct sums_context {
-    const bxn_kernels *kernels;
-    const float *x;
-    float *out;
-    size_t ldx, ld_sum, blocks;
-} sums_context;
-
-static void sums_task(void *context, uint32_t token)
-{
-    const sums_context *c = context;
-    c->kernels->block_sums(c->x + token * c->ldx, c->blocks, c->out + token * c->ld_sum);
-}
-
-bitaxon_status bxn_linear_sums(const bxn_exec *exec, const float *x, size_t ldx, uint32_t cols,
-                               uint32_t tokens, float *out)
-{
-    sums_context c = { exec->kernels, x, out, ldx, exec->ws->ld_sum,
-                       bxn_round_up(cols, BXN_UNIT_COLS) / BXN_SUB_BLOCK };
-    return bxn_rows_run(exec, tokens, sums_task, &c);
-}
-
 /* ---- products ------------------------------------------------------------------------------ */
 
 void bxn_product(const bxn_exec *exec, const bxn_weight *w, uint32_t group_begin, uint32_t group_end,

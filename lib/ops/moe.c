@@ -233,9 +233,13 @@ static bitaxon_status run_hidden(moe_context *c)
         atomic_store(&c->routed, 1);
     }
     for (c->slot = 0; c->slot < slots && status == BITAXON_OK; c->slot += SLOTS) {
+        bool routed = atomic_load(&c->routed) != 0;
+        if (routed && slots > c->used) /* a first slice that routed by itself has told how many there are */
+            slots = c->used;
+        if (c->slot >= slots)
+            break;
         bxn_item items[2 + SLOTS];
         uint32_t n = slots - c->slot < SLOTS ? slots - c->slot : SLOTS;
-        bool routed = atomic_load(&c->routed) != 0;
         items[0] = (bxn_item){ routed ? 0 : 1, 0 };
         items[1] = (bxn_item){ p->shared && c->slot == 0 ? groups : 0, 2 * bxn_product_cost(&p->gate[0], c->tokens) };
         for (uint32_t i = 0; i < n; i++) {

@@ -113,14 +113,14 @@ typedef struct bxn_segment {
 typedef struct bxn_workspace {
     void *memory;
     size_t bytes;
-    size_t ld_d, ld_s, ld_e, ld_2e, ld_bcd, ld_i, ld_x, ld_sum, score_stride;
+    size_t ld_d, ld_s, ld_e, ld_2e, ld_bcd, ld_i, ld_x, score_stride;
     float *x;      /* [T, D] residual stream */
     float *n;      /* [T, D] normed input of the op */
     float *r;      /* [T, D] result of the op; in the place of n, which is spent by then */
     float *s;      /* [T, S] embeddings; at the end, the rows that the head takes; between, of the ops */
-    float *sums;   /* [T, ld_sum] block sums of a linear's input */
     unsigned char *inputs; /* what products read of their inputs (bxn_inputs_make) */
     size_t inputs_used;    /* bytes of it that are taken */
+    size_t inputs_bytes; /* room there */
     /* state space */
     float *xz, *xc, *bcd, *y; /* y in the place of xc */
     /* attention */
@@ -224,9 +224,6 @@ bitaxon_status bxn_linear_jobs(const bxn_exec *exec, const bxn_linear_job *jobs,
 /* y[T, rows] = x[T, cols] W^T. */
 bitaxon_status bxn_linear(const bxn_exec *exec, const bxn_weight *w, const float *x, size_t ldx,
                           uint32_t tokens, float *y, size_t ldy);
-/* Block sums of rows of x [tokens, cols] into out [tokens, ld_sum]. */
-bitaxon_status bxn_linear_sums(const bxn_exec *exec, const float *x, size_t ldx, uint32_t cols,
-                               uint32_t tokens, float *out);
 bool bxn_needs_sums(const bxn_exec *exec, const bxn_weight *w);
 /* Row `row` as f32 (embedding look-up). out [cols]. */
 void bxn_weight_row(const bxn_weight *w, uint32_t row, float *out);
