@@ -671,6 +671,26 @@ static void test_sessions(void **state)
     assert_int_equal(bitaxon_session_position(session), 0);
     bitaxon_session_free(session);
     bitaxon_thermal_free(thermal);
+
+    /* A batch stops whole when one of its sessions must. */
+    static const double boiling[] = {50, 50, 50, 99};
+    story b = {.celsius = boiling, .count = 4, .now = 1};
+    bitaxon_host moving = {.struct_size = sizeof moving, .user = &b, .now_ns = story_now};
+    params.user = &b;
+    params.host = &moving;
+    assert_int_equal(bitaxon_thermal_create(&params, &thermal, &error), BITAXON_OK);
+    session = session_with(model, thermal);
+    assert_int_equal(bitaxon_session_prefill(session, prompt, 9, &error), BITAXON_OK);
+    bitaxon_session *both[2] = {plain, session};
+    uint64_t before[2] = {bitaxon_session_position(plain), bitaxon_session_position(session)};
+    uint32_t failed = 0;
+    assert_int_equal(bitaxon_batch_decode(both, 2, got, &failed, &error), BITAXON_THERMAL_STOP);
+    assert_int_equal(failed, 1);
+    assert_non_null(strstr(error.message, "session 1: thermal policy: 99.0 C"));
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(bitaxon_session_position(both[i]), before[i]);
+    bitaxon_session_free(session);
+    bitaxon_thermal_free(thermal);
     bitaxon_session_free(plain);
     bitaxon_model_free(model);
 }

@@ -69,6 +69,23 @@ bitaxon_status bxn_batch_step(bxn_session *const *sessions, uint32_t count, int3
     uint64_t began = bxn_now_ns(leader->mem);
     bitaxon_status status = BITAXON_OK;
     *failed = count;
+    bool narrow = false;
+    for (uint32_t i = 0; i < count && status == BITAXON_OK; i++) { /* the strictest policy decides */
+        bxn_session *session = sessions[i];
+        bool slow = false;
+        bitaxon_error cause = BITAXON_ERROR_INIT;
+        if (session->thermal != NULL)
+            status = bxn_thermal_gate(session->thermal, &session->use, 1, &session->cancel, &slow, &cause);
+        narrow = narrow || slow;
+        if (status == BITAXON_CANCELLED)
+            atomic_store(&session->cancel, 0);
+        if (status != BITAXON_OK)
+            blame(status, i, &cause, failed, error);
+    }
+    if (status != BITAXON_OK)
+        return status;
+    uint32_t threads = bxn_pool_threads(leader->model->pool);
+    bxn_pool_limit(leader->model->pool, narrow ? (threads + 1) / 2 : threads);
     for (uint32_t i = 0; i < count && status == BITAXON_OK; i++) {
         bxn_session *session = sessions[i];
         bitaxon_error cause = BITAXON_ERROR_INIT;
