@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # run.sh [full] - build, run the tests and gates, build with ASan and UBSan and run the unit
 # tests again; print one summary. Called by make test and make test-full.
-# Reads BUILD, JOBS, WERROR, CMAKE_FLAGS from the environment.
+# Reads BUILD, JOBS, WERROR, CMAKE_FLAGS and TIERS (names of the kernel tiers that have to run, a
+# failure where the processor lacks one) from the environment.
 set -u
 cd "$(dirname "$0")/.."
 build=${BUILD:-build}
@@ -48,6 +49,20 @@ echo "== build"
 make_build "$build" || { echo "0 passed, 1 failed, 0 skipped"; exit 1; }
 echo "== unit tests, fuzz corpora, kernels, command, examples"
 run_tests main "$build" -LE 'gate|consumer'
+echo "== tiers of kernels (must run: ${TIERS:-c})"
+"$build/checkkern" --list | awk -v must=" ${TIERS:-c} " '
+    !($2 in seen) { seen[$2] = 1; order[++n] = $2; here[$2] = $0 ~ /runs here$/ }
+    END {
+        for (i = 1; i <= n; i++) {
+            t = order[i]
+            if (here[t]) print "PASS tier/" t
+            else if (index(must, " " t " ")) print "FAIL tier/" t ": it has to run, this processor lacks it"
+            else print "SKIP tier/" t ": this processor lacks it"
+        }
+        split(must, names, " ")
+        for (i in names) if (!(names[i] in seen)) print "FAIL tier/" names[i] ": there is no such tier"
+    }' | tee "$build/tiers.testlog"
+logs="$logs $build/tiers.testlog"
 echo "== gates and consumers"
 run_tests gates "$build" -L 'gate|consumer' -j "$jobs"
 

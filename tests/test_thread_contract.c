@@ -365,6 +365,35 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+/* Makes the call in a thread of its own, cancels it `wait` ns later, and gives the seconds from there to its
+ * end. A fast machine may be done before: then it starts over with half the wait. */
+static double cancel_later(caller *c, long_call call, long wait)
+{
+    bitaxon_session *session = c->session;
+    for (;;) {
+        pthread_t thread;
+        OK(bitaxon_session_rewind(session, START, &error));
+        if (call == CALL_REWIND) /* without checkpoints: all is read again */
+            OK(bitaxon_cache_checkpoint_drop(bitaxon_session_cache(session), START, &error));
+        c->call = call;
+        assert_int_equal(pthread_create(&thread, NULL, call_long, c), 0);
+        nanosleep(&(struct timespec){ 0, wait }, NULL);
+        double began = now();
+        bitaxon_session_cancel(session);
+        pthread_join(thread, NULL);
+        if (c->status != BITAXON_OK || wait < 100000)
+            return c->ended - began;
+        wait /= 2;
+        /* The cancel still waits for a call. */
+        bitaxon_session_cancel(session);
+        int32_t token = token_at(9, bitaxon_session_position(session));
+        assert_int_equal(bitaxon_session_prefill(session, &token, 1, NULL), BITAXON_CANCELLED);
+        OK(bitaxon_session_rewind(session, 0, &error));
+        OK(read_on(session, 9, START, MOST));
+        OK(bitaxon_cache_checkpoint(bitaxon_session_cache(session), &error));
+    }
+}
+
 static void test_cancel(void **state)
 {
     (void)state;
@@ -387,24 +416,14 @@ static void test_cancel(void **state)
             if (SLOW > 1 && call == CALL_REWIND)
                 continue; /* its second way back would take minutes */
             for (int trial = 0; trial < TRIALS; trial++) {
-                pthread_t thread;
-                OK(bitaxon_session_rewind(session, START, &error));
-                if (call == CALL_REWIND) /* without checkpoints: all is read again */
-                    OK(bitaxon_cache_checkpoint_drop(bitaxon_session_cache(session), START, &error));
-                c.call = (long_call)call;
-                assert_int_equal(pthread_create(&thread, NULL, call_long, &c), 0);
-                nanosleep(&(struct timespec){ 0, 7000000 + 9000000 * trial }, NULL);
-                double began = now();
-                bitaxon_session_cancel(session);
-                pthread_join(thread, NULL);
-                took[trial] = c.ended - began;
+                took[trial] = cancel_later(&c, (long_call)call, 7000000 + 9000000 * trial);
                 uint64_t at = bitaxon_session_position(session);
                 if (c.status != BITAXON_CANCELLED)
                     fail_msg("%s: %s at %llu", call_names[call], bitaxon_status_name(c.status), (unsigned long long)at);
                 if (call == CALL_REWIND)
                     assert_true(at < START);
                 else
-                    assert_true(at >= START && at < START + MOST);
+                    assert_true(at >= START && (call > CALL_EVALUATE || at < START + MOST));
                 if (call <= CALL_EVALUATE) { /* what was read is a beginning of what was given */
                     int32_t tokens[MOST];
                     OK(bitaxon_cache_tokens(bitaxon_session_cache(session), START, at - START, tokens, &error));
