@@ -69,6 +69,7 @@ typedef struct bxn_model {
     bxn_sublayer *sublayers;
     uint32_t sublayer_count;
     uint32_t ssm_count, attention_count;
+    uint32_t weight_count;  /* ids are 1 .. weight_count */
     size_t state_floats;    /* scan states and tails of all SSM sublayers */
     uint8_t fingerprint[16];
     const void *map;    /* span of the weights used in place (of the file that has the first of them) */
@@ -78,8 +79,39 @@ typedef struct bxn_model {
     int32_t accuracy; /* BITAXON_ACCURACY_*, the one in use; 0 without weights */
 } bxn_model;
 
-/* Fill state_offset of every SSM sublayer, kv_index, counts and state_floats. */
+/* Fill state_offset of every SSM sublayer, kv_index, counts, state_floats and the ids of weights. */
 void bxn_model_number(bxn_model *model);
+
+void bxn_model_number_weights(bxn_model *model); /* its part of it for weights */
+
+/* All weights in the order of their ids, with the names of files: "embed_tokens", "input_proj",
+ * "layer_0.ssm.in_proj", ..., "lm_head" (left out when tied). Of the experts of a stack, `expert` is the
+ * index and the name that of the stack ("layer_3.moe.switch_mlp.gate_proj"); else it is -1. The weight may be
+ * changed by who made the model. A visitor that does not return OK ends the walk. */
+#define BXN_WEIGHT_NAME 64
+typedef bitaxon_status (*bxn_weight_visitor)(void *user, bxn_weight *weight, const char *name, int32_t expert);
+bitaxon_status bxn_model_weights(const bxn_model *model, bxn_weight_visitor visit, void *user);
+
+/* The same for the vectors: norms, and the convolution, dt, A and D of state spaces, in the layout
+ * of the kernels. */
+typedef enum bxn_vector_kind {
+    BXN_VECTOR_PLAIN = 0, /* [count], padded with zeros to `floats` */
+    BXN_VECTOR_CONV,      /* [K, E16], in files [E, K, 1] */
+    BXN_VECTOR_A          /* [E16/16][N][16] of -exp(A_log) * log2(e), in files A_log [E, N] */
+} bxn_vector_kind;
+typedef struct bxn_vector {
+    bxn_vector_kind kind;
+    const float **values;
+    uint32_t count, inner; /* PLAIN: count, 1; CONV: E, K; A: E, N */
+    size_t floats;         /* with padding */
+    const bxn_sublayer *sublayer; /* NULL: final_norm */
+} bxn_vector;
+typedef bitaxon_status (*bxn_vector_visitor)(void *user, const bxn_vector *vector, const char *name);
+bitaxon_status bxn_model_vectors(const bxn_model *model, bxn_vector_visitor visit, void *user);
+
+/* Whether adapters may have a part for the weight of this name (spec 9.6): projections of mixers, shared
+ * experts and the two bridges; never routed experts, routers, gates, x_proj, embedding or head. */
+bool bxn_weight_adaptable(const char *name);
 
 /* From now on products with quantised weights take integer activations (`fast`: of 8 bits, else of
  * 16). Routers and shared gates stay exact. Before any pass. */

@@ -18,6 +18,7 @@ void bxn_model_number(bxn_model *model)
             sub->u.attention.kv_index = model->attention_count++;
         }
     }
+    bxn_model_number_weights(model);
 }
 
 bitaxon_status bxn_forward(const bxn_model *model, const bxn_exec *exec, const int32_t *tokens,

@@ -20,6 +20,7 @@ typedef struct bxn_weight {
     bxn_weight_kind kind;
     bxn_xq_kind xq; /* integers that its products take (near and fast tiers); NONE: exact f32 */
     uint32_t rows, cols;
+    uint32_t id; /* number within the model, from 1 (bxn_model_number); a tied head has that of the embedding */
     bxn_dense dense;
     bxn_packed packed;
 } bxn_weight;
@@ -58,6 +59,37 @@ typedef struct bxn_moe {
     bxn_weight shared_gate;               /* [1, D] */
     bxn_weight shared_gate_proj, shared_up_proj, shared_down_proj;
 } bxn_moe;
+
+/* ---- adapters ---------------------------------------------------------------------- */
+
+/* A low-rank adapter of one weight W [rows, cols] (Hu et al. 2021, Liu et al. 2024; spec 9.6). With the
+ * matrices of files, A [cols, r] and B [r, rows]:
+ *   LoRA   y = W x + s (A B)^T x
+ *   DoRA   y = g o (W x + s (A B)^T x),  g_o = m_o / ||(W + s (A B)^T)_o||
+ * Rows begin on 64 bytes; from cols and from rows up to the strides there are zeros. */
+typedef struct bxn_lora {
+    uint32_t rank;     /* r; 0: this weight has none */
+    float scale;       /* s */
+    const float *a;    /* [r, cols] lda: the transpose of A */
+    const float *b;    /* [r, rows] ldb */
+    size_t lda, ldb;   /* cols and rows rounded up to 128 */
+    const float *m;    /* [rows] magnitudes; NULL: LoRA */
+    const float *gain; /* [rows] g; NULL: LoRA */
+} bxn_lora;
+
+#define BXN_ADAPTERS 4 /* in force together */
+
+/* Adapters of a pass. With y_i what W and adapter i alone give:
+ *   y = W x + sum over i ascending of weights[i] * (y_i - W x)
+ * In training, u = A^T x is taken of x with elements dropped (bxn_dropout). */
+typedef struct bxn_adapters {
+    uint32_t count;
+    const bxn_lora *loras[BXN_ADAPTERS]; /* each [weights of the model], by bxn_weight.id - 1 */
+    float weights[BXN_ADAPTERS];
+    float dropout;        /* chance of an element to be dropped, in [0, 1); 0 outside of training */
+    uint64_t dropout_key; /* of this micro-step */
+    uint64_t first_row;   /* of the pass's rows within the micro-step */
+} bxn_adapters;
 
 /* ---- key and value pages ---------------------------------------------------------- */
 
@@ -147,6 +179,7 @@ typedef struct bxn_exec {
     const atomic_int *cancel; /* nullable */
     bxn_workspace *ws;
     bxn_phase phase; /* of all tokens of the pass */
+    const bxn_adapters *adapters; /* nullable */
     /* Nullable: called between sublayers from the thread that made the call; not OK ends the pass. */
     bitaxon_status (*tick)(void *user);
     void *tick_user;
