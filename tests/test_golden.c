@@ -120,7 +120,7 @@ static void ops_open(bench_ops *ops, const char *path, int tier)
     memset(ops, 0, sizeof *ops);
     ops->error = (bitaxon_error)BITAXON_ERROR_INIT;
     ops->model = open_model(path, tier);
-    assert_int_equal(bxn_workspace_create(&ops->model->mem, &ops->model->core.config, 256, false, &ops->ws, &ops->error), BITAXON_OK);
+    assert_int_equal(bxn_workspace_create(&ops->model->mem, &ops->model->core.config, 256, false, 0, &ops->ws, &ops->error), BITAXON_OK);
     ops->exec = (bxn_exec){ .kernels = &ops->model->core.kernels, .pool = ops->model->core.pool, .ws = &ops->ws, .error = &ops->error };
 }
 

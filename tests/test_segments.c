@@ -57,7 +57,7 @@ static void world_open(world *w, const char *path, uint64_t tier, int32_t accura
                                     .accuracy = accuracy };
     assert_int_equal(bitaxon_model_open(&params, &w->model, &w->error), BITAXON_OK);
     bxn_mem *mem = &w->model->mem;
-    assert_int_equal(bxn_workspace_create(mem, &w->model->core.config, 512, bxn_model_tiles(&w->model->core), &w->ws, &w->error), BITAXON_OK);
+    assert_int_equal(bxn_workspace_create(mem, &w->model->core.config, 512, bxn_model_tiles(&w->model->core), 0, &w->ws, &w->error), BITAXON_OK);
     w->exec = (bxn_exec){ .kernels = &w->model->core.kernels, .pool = w->model->core.pool, .ws = &w->ws, .error = &w->error };
     bitaxon_cache_params cache = { .struct_size = sizeof cache, .kv_type = kv, .max_tokens = 512 };
     for (int i = 0; i < SEQUENCES; i++) {

@@ -161,7 +161,22 @@ typedef struct bxn_mm_args {
     size_t ldxq;         /* bytes; a multiple of 64 */
     const float *xscale; /* [*, K / BXN_XQ_BLOCK] ldxscale */
     size_t ldxscale;
+    const struct bxn_low_rank *low; /* what adapters add: of the linear op; kernels do not look */
+    uint32_t low_count;
 } bxn_mm_args;
+
+/* c[i][j] += sum over t < rows of p[t][i] * q[t][j]: gradients of a matrix. Exactly the elements
+ * asked for are read and written. Order per element: for each block of 128 rows t ascending:
+ * s = 0; for t ascending in it: s += p[t][i] * q[t][j] (fused in SIMD); c += s. */
+typedef struct bxn_outer_args {
+    const float *p;
+    size_t ldp;
+    const float *q;
+    size_t ldq;
+    uint32_t rows;
+    float *c;
+    size_t ldc;
+} bxn_outer_args;
 
 /* What quant_x must write for a product with w in the near or the fast tier. */
 static inline bxn_xq_kind bxn_xq_kind_of(const bxn_packed *w, int fast)
@@ -332,6 +347,9 @@ typedef struct bxn_kernels {
                      const bxn_mm_args *args, bool add);
     void (*mm_t_bf16)(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_end,
                       const bxn_mm_args *args, bool add);
+    /* Rows [i_begin, i_end) and columns [j_begin, j_end) of c. */
+    void (*outer_add)(const bxn_outer_args *args, uint32_t i_begin, uint32_t i_end,
+                      uint32_t j_begin, uint32_t j_end);
     /* out[j] = sum of x[32 j .. 32 j + 31] for j < count (x readable that far). Order:
      * 16 lanes (x[i] + x[i + 16]), then a fixed tree: lanes i and i + 8, then + 4, + 2, + 1. */
     void (*block_sums)(const float *x, size_t count, float *out);

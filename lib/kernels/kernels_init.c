@@ -45,7 +45,7 @@
         SET(quant_x, tier);                                                                        \
     } while (0)
 
-/* Products with the transpose; for training alone. */
+/* Products with the transpose and outer products; for training alone. */
 #define FILL_TRANSPOSED(tier)                                                                      \
     do {                                                                                           \
         SET(mm_t_packed4, tier);                                                                   \
@@ -53,6 +53,7 @@
         SET(mm_t_f32, tier);                                                                       \
         SET(mm_t_f16, tier);                                                                       \
         SET(mm_t_bf16, tier);                                                                      \
+        SET(outer_add, tier);                                                                      \
     } while (0)
 
 /* Products of bf16 tiles; no tier but AMX has them. */

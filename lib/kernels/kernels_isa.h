@@ -20,7 +20,7 @@
     void bxn_quant_x_##tier(bxn_xq_kind kind, const float *x, size_t columns, void *xq,            \
                             float *xscale)
 
-/* Products with the transpose. */
+/* Products with the transpose, and outer products. */
 #define BXN_DECLARE_TRANSPOSED(tier)                                                               \
     void bxn_mm_t_packed4_##tier(const bxn_packed *w, uint32_t unit_begin, uint32_t unit_end,      \
                                  const bxn_mm_args *args, bool add);                               \
@@ -31,7 +31,9 @@
     void bxn_mm_t_f16_##tier(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_end,           \
                              const bxn_mm_args *args, bool add);                                   \
     void bxn_mm_t_bf16_##tier(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_end,          \
-                              const bxn_mm_args *args, bool add)
+                              const bxn_mm_args *args, bool add);                                  \
+    void bxn_outer_add_##tier(const bxn_outer_args *args, uint32_t i_begin, uint32_t i_end,        \
+                              uint32_t j_begin, uint32_t j_end)
 
 /* Products of bf16 tiles. */
 #define BXN_DECLARE_TILE(tier)                                                                     \

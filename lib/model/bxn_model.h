@@ -120,11 +120,11 @@ void bxn_model_integers(bxn_model *model, bool fast);
 /* Whether prefill takes bf16 tiles (bxn_tiled) with any weight that may. */
 bool bxn_model_tiles(const bxn_model *model);
 
-/* Bytes of a workspace for sequences of at most max_tokens, with room for tiles or without; then make
- * and free it. */
-size_t bxn_workspace_bytes(const bxn_config *config, uint64_t max_tokens, bool tiles);
+/* Bytes of a workspace for sequences of at most max_tokens, with room for tiles or without and for
+ * adapters in force whose ranks add up to `rank`; then make and free it. */
+size_t bxn_workspace_bytes(const bxn_config *config, uint64_t max_tokens, bool tiles, uint32_t rank);
 bitaxon_status bxn_workspace_create(bxn_mem *mem, const bxn_config *config, uint64_t max_tokens,
-                                    bool tiles, bxn_workspace *out, bitaxon_error *error);
+                                    bool tiles, uint32_t rank, bxn_workspace *out, bitaxon_error *error);
 void bxn_workspace_free(bxn_mem *mem, bxn_workspace *ws);
 
 /* One pass: `tokens` [count], count <= BXN_TILE, made up of segments in order, each tokens of one

@@ -27,7 +27,7 @@ static size_t tiled_inputs(const bxn_config *config, bool moe, bool ssm)
 }
 
 /* Walks the table twice: first with memory NULL to add up, then to place. */
-static size_t place(const bxn_config *config, uint64_t max_tokens, bool tiles, bxn_workspace *ws)
+static size_t place(const bxn_config *config, uint64_t max_tokens, bool tiles, uint32_t rank, bxn_workspace *ws)
 {
     size_t T = BXN_TILE, D = config->hidden_dim, S = config->d_source_model, I = config->moe_intermediate_dim;
     size_t E = D * config->ssm_expand, N = config->ssm_d_state, X = config->moe_num_experts, k = config->moe_top_k;
@@ -55,6 +55,7 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bool tiles, b
     inputs = most(inputs, ssm ? in_d + in_e : 0);
     inputs = T * most(inputs, moe ? (k + 1) * in_i : 0);
     inputs = most(inputs, tiles ? tiled_inputs(config, moe, ssm) : 0);
+    inputs = bxn_round_up(inputs, BXN_ALIGN) + bxn_low_rank_bytes(T, rank);
     enum { ALWAYS, SSM, ATTENTION, MOE, ENDS, KINDS };
     ws->inputs_bytes = inputs;
     const struct {
@@ -101,22 +102,22 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bool tiles, b
     return most(most(end[ENDS], end[SSM]), most(end[ATTENTION], end[MOE]));
 }
 
-size_t bxn_workspace_bytes(const bxn_config *config, uint64_t max_tokens, bool tiles)
+size_t bxn_workspace_bytes(const bxn_config *config, uint64_t max_tokens, bool tiles, uint32_t rank)
 {
     bxn_workspace ws = { 0 };
-    return place(config, max_tokens, tiles, &ws);
+    return place(config, max_tokens, tiles, rank, &ws);
 }
 
 bitaxon_status bxn_workspace_create(bxn_mem *mem, const bxn_config *config, uint64_t max_tokens,
-                                    bool tiles, bxn_workspace *out, bitaxon_error *error)
+                                    bool tiles, uint32_t rank, bxn_workspace *out, bitaxon_error *error)
 {
     memset(out, 0, sizeof *out);
-    size_t bytes = bxn_workspace_bytes(config, max_tokens, tiles);
+    size_t bytes = bxn_workspace_bytes(config, max_tokens, tiles, rank);
     bitaxon_status status = bxn_alloc(mem, bytes, "session workspace", &out->memory, error);
     if (status != BITAXON_OK)
         return status;
     out->bytes = bytes;
-    place(config, max_tokens, tiles, out);
+    place(config, max_tokens, tiles, rank, out);
     memset(out->memory, 0, (size_t)((char *)out->inputs - (char *)out->memory));
     if ((void *)out->rotation != (void *)out->inputs) /* there is attention */
         bxn_kv_rotation(out->rotation, config->hidden_dim / config->num_heads);

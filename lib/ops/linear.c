@@ -2,12 +2,14 @@
 /* linear.c - y = x W^T for weights in any form, and lists of such products that share
  * one parallel region (q, k, v; the downs of all experts). Called by every op. What products read of
  * their inputs besides the floats - sums of blocks, integers of the near and fast tiers, or bf16
- * tiles in prefill with AMX - is made once per row here. How rows are cut into tasks never shows in a
+ * tiles in prefill with AMX - is made once per row here, and so is what adapters need (ops.h). How rows are cut into tasks never shows in a
  * result: kernels compute each output by one fixed order. */
 #include "ops/ops.h"
 
+#include <assert.h>
 #include <string.h>
 
+#include "ops/train_ops.h"
 #include "quant/quant.h"
 
 #define MAX_JOBS 64
@@ -124,8 +126,34 @@ size_t bxn_tiled_input_bytes(size_t columns, size_t rows, size_t blocks)
            blocks * bxn_tile_bytes(columns);
 }
 
+size_t bxn_low_rank_bytes(size_t rows, uint32_t rank)
+{
+    if (rank == 0)
+        return 0;
+    size_t parts = (size_t)BXN_INPUT_ADAPTED * BXN_ADAPTERS;
+    return bxn_round_up(parts * sizeof(bxn_low_rank), BXN_ALIGN) + parts * BXN_ALIGN +
+           BXN_INPUT_ADAPTED * rows * rank * sizeof(float);
+}
+
+static bool adapted(const bxn_exec *exec, const bxn_weight *w)
+{
+    for (uint32_t i = 0; exec->adapters != NULL && i < exec->adapters->count; i++)
+        if (bxn_lora_of(exec->adapters, i, w) != NULL)
+            return true;
+    return false;
+}
+
+void bxn_input_adapt(bxn_input *in, const bxn_exec *exec, const bxn_weight *w)
+{
+    if (!adapted(exec, w))
+        return;
+    assert(in->from == NULL && in->adapted_count < BXN_INPUT_ADAPTED);
+    in->adapted[in->adapted_count++] = w;
+}
+
 void bxn_input_want(bxn_input *in, const bxn_exec *exec, const bxn_weight *w)
 {
+    bxn_input_adapt(in, exec, w);
     in->summed |= bxn_needs_sums(exec, w);
     if (bxn_tiled(exec, w))
         in->tiled = true;
@@ -155,9 +183,150 @@ static void input_task(void *context, uint32_t row)
         c->kernels->quant_x(in->kind, x, columns, in->xq + row * in->ldxq, in->xscale + row * in->ldxscale);
 }
 
+/* ---- adapters ------------------------------------------------------------------------------ */
+
+enum { LOW_ROWS = 32, LOW_COLUMNS = 256 };
+
+static void *take(bxn_workspace *ws, size_t bytes)
+{
+    void *at = ws->inputs + ws->inputs_used;
+    ws->inputs_used += bxn_round_up(bytes, BXN_ALIGN);
+    assert(ws->inputs_used <= ws->inputs_bytes);
+    return at;
+}
+
+/* Places what adapters need of the input. */
+static void place_low_rank(const bxn_exec *exec, bxn_input *in)
+{
+    const bxn_adapters *adapters = exec->adapters;
+    in->low = NULL;
+    in->low_count = 0;
+    if (in->adapted_count == 0)
+        return;
+    exec->ws->inputs_used = bxn_round_up(exec->ws->inputs_used, BXN_ALIGN);
+    bxn_low_rank *low = take(exec->ws, (size_t)in->adapted_count * adapters->count * sizeof *low);
+    for (uint32_t j = 0; j < in->adapted_count; j++) {
+        for (uint32_t i = 0; i < adapters->count; i++) {
+            const bxn_lora *lora = bxn_lora_of(adapters, i, in->adapted[j]);
+            if (lora == NULL)
+                continue;
+            bxn_low_rank *part = &low[in->low_count++];
+            *part = (bxn_low_rank){ .lora = lora, .id = in->adapted[j]->id, .rows = in->rows,
+                                    .cols = in->adapted[j]->cols, .x = in->x, .ldx = in->ldx,
+                                    .weight = adapters->weights[i] };
+            part->u = take(exec->ws, (size_t)in->rows * lora->rank * sizeof(float));
+            if (adapters->dropout > 0)
+                part->dropped = take(exec->ws, in->rows * lora->lda * sizeof(float));
+        }
+    }
+    in->low = low;
+}
+
+typedef struct low_context {
+    const bxn_exec *exec;
+    const bxn_input *inputs;
+} low_context;
+
+/* Some rows of u = A^T x of one part. */
+static void low_rank_task(void *context, uint32_t index)
+{
+    const low_context *c = context;
+    const bxn_input *in = c->inputs;
+    uint32_t blocks;
+    for (;; in++) {
+        blocks = (in->rows + LOW_ROWS - 1) / LOW_ROWS;
+        if (index < blocks * in->low_count)
+            break;
+        index -= blocks * in->low_count;
+    }
+    const bxn_low_rank *part = &in->low[index / blocks];
+    const bxn_lora *lora = part->lora;
+    uint32_t first = index % blocks * LOW_ROWS;
+    uint32_t count = in->rows - first < LOW_ROWS ? in->rows - first : LOW_ROWS;
+    const float *x = part->x + first * part->ldx;
+    size_t ldx = part->ldx;
+    if (part->dropped != NULL) {
+        const bxn_adapters *adapters = c->exec->adapters;
+        float *out = part->dropped + first * lora->lda;
+        for (uint32_t t = 0; t < count; t++)
+            bxn_dropout(adapters, part->id, adapters->first_row + first + t, x + t * ldx, part->cols,
+                        out + t * lora->lda);
+        bxn_pad_rows(out, lora->lda, part->cols, count);
+        x = out;
+        ldx = lora->lda;
+    }
+    bxn_dense a = { lora->a, BXN_F32, lora->rank, (uint32_t)lora->lda };
+    bxn_mm_args args = { .x = x, .ldx = ldx, .count = count, .y = part->u + (size_t)first * lora->rank,
+                         .ldy = lora->rank };
+    c->exec->kernels->mm_f32(&a, 0, lora->rank, &args);
+}
+
+static bitaxon_status make_low_rank(const bxn_exec *exec, const bxn_input *inputs, uint32_t count)
+{
+    low_context c = { exec, inputs };
+    uint32_t tasks = 0, rows = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        tasks += (inputs[i].rows + LOW_ROWS - 1) / LOW_ROWS * inputs[i].low_count;
+        rows += inputs[i].low_count != 0 ? inputs[i].rows : 0;
+    }
+    if (rows >= SERIAL_ROWS)
+        return bxn_pool_run(exec->pool, tasks, low_rank_task, &c, exec->cancel);
+    for (uint32_t i = 0; i < tasks; i++)
+        low_rank_task(&c, i);
+    return BITAXON_OK;
+}
+
+/* y += coefficient * B u in the order of the ranks. */
+static void add_ranks(const bxn_kernels *kernels, const bxn_lora *lora, const float *u, float coefficient,
+                      size_t column, size_t n, float *y)
+{
+    for (uint32_t r = 0; r < lora->rank; r++)
+        kernels->scale_add(y, lora->b + r * lora->ldb + column, coefficient * u[r], n);
+}
+
+/* Rows [begin, end) of W: y, which is W x, becomes what the adapters make of it. Each element by an order
+ * of its own: W x, then adapter after adapter. */
+static void add_low_rank(const bxn_exec *exec, const bxn_weight *w, uint32_t begin, uint32_t end,
+                         const bxn_mm_args *args)
+{
+    const bxn_low_rank *parts[BXN_ADAPTERS];
+    uint32_t n = 0;
+    bool gains = false;
+    for (uint32_t i = 0; i < args->low_count; i++) {
+        if (args->low[i].id != w->id)
+            continue;
+        gains |= args->low[i].lora->gain != NULL;
+        parts[n++] = &args->low[i];
+    }
+    const bool alone = n == 1 && parts[0]->weight == 1.0f;
+    for (uint32_t m = 0; m < args->count && n != 0; m++) {
+        float *y = args->y + m * args->ldy, base[LOW_COLUMNS], z[LOW_COLUMNS];
+        for (uint32_t column = begin, width; column < end; column += width) {
+            width = gains && end - column > LOW_COLUMNS ? LOW_COLUMNS : end - column;
+            if (gains)
+                memcpy(base, y + column, width * sizeof *y);
+            for (uint32_t i = 0; i < n; i++) {
+                const bxn_lora *lora = parts[i]->lora;
+                const float *u = parts[i]->u + (size_t)m * lora->rank;
+                if (lora->gain == NULL) {
+                    add_ranks(exec->kernels, lora, u, parts[i]->weight * lora->scale, column, width, y + column);
+                    continue;
+                }
+                memcpy(z, base, width * sizeof *z);
+                add_ranks(exec->kernels, lora, u, lora->scale, column, width, z);
+                for (uint32_t j = 0; j < width; j++) {
+                    float with = lora->gain[column + j] * z[j];
+                    y[column + j] = alone ? with : y[column + j] + parts[i]->weight * (with - base[j]);
+                }
+            }
+        }
+    }
+}
+
 bitaxon_status bxn_inputs_make(const bxn_exec *exec, bxn_input *inputs, uint32_t count)
 {
     bxn_workspace *ws = exec->ws;
+    bool low = false;
     uint32_t rows = 0;
     for (uint32_t i = 0; i < count; i++) {
         bxn_input *in = &inputs[i];
@@ -173,14 +342,18 @@ bitaxon_status bxn_inputs_make(const bxn_exec *exec, bxn_input *inputs, uint32_t
         in->xq = at;
         at += (in->tiled ? (in->rows + 15) / 16 : in->rows) * in->ldxq;
         ws->inputs_used = (size_t)(at - ws->inputs);
+        place_low_rank(exec, in);
+        low |= in->low_count != 0;
         rows += in->summed || in->tiled || in->kind != BXN_XQ_NONE ? in->rows : 0;
     }
     inputs_context c = { exec->kernels, inputs, count };
-    if (rows == 0)
-        return BITAXON_OK;
-    for (uint32_t i = rows = 0; i < count; i++)
-        rows += inputs[i].rows;
-    return bxn_rows_run(exec, rows, input_task, &c);
+    bitaxon_status status = BITAXON_OK;
+    if (rows != 0) {
+        for (uint32_t i = rows = 0; i < count; i++)
+            rows += inputs[i].rows;
+        status = bxn_rows_run(exec, rows, input_task, &c);
+    }
+    return status == BITAXON_OK && low ? make_low_rank(exec, inputs, count) : status;
 }
 
 void bxn_input_use(const bxn_input *in, bxn_mm_args *args)
@@ -193,16 +366,16 @@ void bxn_input_use(const bxn_input *in, bxn_mm_args *args)
     args->ldxq = in->ldxq;
     args->xscale = in->xscale;
     args->ldxscale = in->ldxscale;
+    args->low = in->low;
+    args->low_count = in->low_count;
 }
 
 /* ---- products ------------------------------------------------------------------------------ */
 
-void bxn_product(const bxn_exec *exec, const bxn_weight *w, uint32_t group_begin, uint32_t group_end,
-                 const bxn_mm_args *args)
+static void base_product(const bxn_exec *exec, const bxn_weight *w, uint32_t group_begin, uint32_t group_end,
+                         const bxn_mm_args *args)
 {
     const bxn_kernels *kernels = exec->kernels;
-    if (args->count == 0)
-        return;
     if (w->kind == BXN_WEIGHT_PACKED) {
         bool four = w->packed.code_bits == 4;
         (w->xq == BXN_XQ_NONE      ? (four ? kernels->mm_packed4 : kernels->mm_packed8)
@@ -216,6 +389,17 @@ void bxn_product(const bxn_exec *exec, const bxn_weight *w, uint32_t group_begin
     (w->dense.dtype == BXN_F32   ? kernels->mm_f32
      : w->dense.dtype == BXN_F16 ? kernels->mm_f16
                                  : kernels->mm_bf16)(&w->dense, group_begin * BXN_UNIT_ROWS, row_end, args);
+}
+
+void bxn_product(const bxn_exec *exec, const bxn_weight *w, uint32_t group_begin, uint32_t group_end,
+                 const bxn_mm_args *args)
+{
+    if (args->count == 0)
+        return;
+    base_product(exec, w, group_begin, group_end, args);
+    uint32_t end = group_end * BXN_UNIT_ROWS < w->rows ? group_end * BXN_UNIT_ROWS : w->rows;
+    if (args->low_count != 0)
+        add_low_rank(exec, w, group_begin * BXN_UNIT_ROWS, end, args);
 }
 
 uint64_t bxn_product_cost(const bxn_weight *w, uint32_t tokens)
@@ -246,11 +430,13 @@ static bitaxon_status make_inputs(const bxn_exec *exec, bxn_linear_job *jobs, ui
         bool tiled = args->xq == NULL && bxn_tiled(exec, w);
         bxn_xq_kind kind = args->xq == NULL && !tiled ? w->xq : BXN_XQ_NONE;
         bool sums = args->xsum == NULL && bxn_needs_sums(exec, w);
+        bool low = args->low == NULL && adapted(exec, w);
         input_of[i] = MAX_JOBS;
-        if (args->count == 0 || args->rows != NULL || (kind == BXN_XQ_NONE && !sums && !tiled))
+        if (args->count == 0 || args->rows != NULL || (kind == BXN_XQ_NONE && !sums && !tiled && !low))
             continue;
         uint32_t at = 0;
         while (at < n && !(inputs[at].x == args->x && inputs[at].rows == args->count &&
+                           (!low || inputs[at].adapted_count < BXN_INPUT_ADAPTED) &&
                            (inputs[at].kind == kind || kind == BXN_XQ_NONE || inputs[at].kind == BXN_XQ_NONE)))
             at++;
         if (at == n)
@@ -259,6 +445,8 @@ static bitaxon_status make_inputs(const bxn_exec *exec, bxn_linear_job *jobs, ui
             inputs[at].kind = kind;
         inputs[at].tiled |= tiled;
         inputs[at].summed |= sums;
+        if (low)
+            bxn_input_adapt(&inputs[at], exec, w);
         input_of[i] = (uint8_t)at;
     }
     bitaxon_status status = n == 0 ? BITAXON_OK : bxn_inputs_make(exec, inputs, n);
@@ -270,6 +458,16 @@ static bitaxon_status make_inputs(const bxn_exec *exec, bxn_linear_job *jobs, ui
         if (had.xsum != NULL) {
             jobs[i].args.xsum = had.xsum;
             jobs[i].args.ldsum = had.ldsum;
+        }
+        if (had.xq != NULL) {
+            jobs[i].args.xq = had.xq;
+            jobs[i].args.ldxq = had.ldxq;
+            jobs[i].args.xscale = had.xscale;
+            jobs[i].args.ldxscale = had.ldxscale;
+        }
+        if (had.low != NULL) {
+            jobs[i].args.low = had.low;
+            jobs[i].args.low_count = had.low_count;
         }
     }
     return status;

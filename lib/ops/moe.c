@@ -112,6 +112,8 @@ static bxn_mm_args args_for(const moe_context *c, const bxn_weight *w, const bxn
         bxn_input_use(routed, &args);
     } else {
         bxn_input_use(&c->in[w->xq != BXN_XQ_NONE && !tiled && w->xq != c->in[0].kind ? 1 : 0], &args);
+        args.low = c->in[0].low;
+        args.low_count = c->in[0].low_count;
     }
     return args;
 }
@@ -191,6 +193,10 @@ static bitaxon_status make_input(moe_context *c)
             (kinds == 0 || c->in[0].kind != readers[i]->xq))
             c->in[kinds++].kind = readers[i]->xq;
     c->in[0].tiled = p->shared && (bxn_tiled(c->exec, &p->shared_gate_proj) || bxn_tiled(c->exec, &p->shared_up_proj));
+    if (p->shared) {
+        bxn_input_adapt(&c->in[0], c->exec, &p->shared_gate_proj);
+        bxn_input_adapt(&c->in[0], c->exec, &p->shared_up_proj);
+    }
     return bxn_inputs_make(c->exec, c->in, kinds < 2 ? 1 : 2);
 }
 

@@ -91,6 +91,18 @@ typedef struct bxn_adapters {
     uint64_t first_row;   /* of the pass's rows within the micro-step */
 } bxn_adapters;
 
+/* What one adapter adds to the products of one weight with one input (bxn_inputs_make). */
+typedef struct bxn_low_rank {
+    const bxn_lora *lora;
+    uint32_t id;    /* of the weight */
+    uint32_t rows, cols;
+    const float *x; /* [rows, lda] ldx: of the input, or of it with elements dropped */
+    size_t ldx;
+    float weight;
+    float *u;       /* [rows, rank], `rank` floats apart: A^T x */
+    float *dropped; /* [rows, lda] room for x with elements dropped; NULL: nothing is dropped */
+} bxn_low_rank;
+
 /* ---- key and value pages ---------------------------------------------------------- */
 
 /* How a page of BXN_PAGE tokens is laid out: [kv layers][heads]{K, V}, each as kernels.h says. */
@@ -215,6 +227,15 @@ static inline bool bxn_tiled(const bxn_exec *exec, const bxn_weight *w)
            exec->kernels->mm_tile4 != NULL;
 }
 
+/* The part of w in adapter i of those in force, or NULL. */
+static inline const bxn_lora *bxn_lora_of(const bxn_adapters *adapters, uint32_t i, const bxn_weight *w)
+{
+    const bxn_lora *lora = w->id != 0 && adapters->loras[i] != NULL ? &adapters->loras[i][w->id - 1] : NULL;
+    return lora != NULL && lora->rank != 0 ? lora : NULL;
+}
+
+#define BXN_INPUT_ADAPTED 4 /* weights with adapters that read one input at most */
+
 /* Rows of activations and what products read of them besides: sums of blocks when `summed`, and
  * integers of one kind or bf16 tiles. Row i of tiles is row from[i] of x, so that experts have
  * rows of their own in blocks of their own; sums and integers are those of all rows, `from` NULL. */
@@ -225,21 +246,29 @@ typedef struct bxn_input {
     uint32_t cols, rows;
     bool summed, tiled;
     bxn_xq_kind kind; /* NONE when tiled */
+    const bxn_weight *adapted[BXN_INPUT_ADAPTED]; /* readers that have adapters; `from` is NULL then */
+    uint32_t adapted_count;
     /* made */
     float *sums, *xscale;
     unsigned char *xq;
     size_t ldsum, ldxq, ldxscale; /* of tiles, ldxq is from block to block */
+    const bxn_low_rank *low;
+    uint32_t low_count;
 } bxn_input;
 size_t bxn_input_bytes(size_t columns); /* of a row at most, without tiles */
 /* Of `rows` rows with sums and `blocks` blocks of 16 rows as tiles. */
 size_t bxn_tiled_input_bytes(size_t columns, size_t rows, size_t blocks);
 /* An input that w reads in this phase; then asked of others with the same rows. */
 void bxn_input_want(bxn_input *in, const bxn_exec *exec, const bxn_weight *w);
+void bxn_input_adapt(bxn_input *in, const bxn_exec *exec, const bxn_weight *w); /* its part of that for adapters */
+/* Room in ws->inputs for `rows` rows of all that reads one input with adapters whose ranks add up to `rank`;
+ * without dropout. */
+size_t bxn_low_rank_bytes(size_t rows, uint32_t rank);
 /* Makes them in ws->inputs, behind what is taken there (ws->inputs_used, which the caller sets back). */
 bitaxon_status bxn_inputs_make(const bxn_exec *exec, bxn_input *inputs, uint32_t count);
 void bxn_input_use(const bxn_input *in, bxn_mm_args *args);
 
-/* Rows 16 * begin ... of y = x W^T, within a task. args are of an input that w wants. */
+/* Rows 16 * begin ... of y = x W^T with adapters, within a task. args are of an input that w wants. */
 void bxn_product(const bxn_exec *exec, const bxn_weight *w, uint32_t group_begin, uint32_t group_end,
                  const bxn_mm_args *args);
 uint64_t bxn_product_cost(const bxn_weight *w, uint32_t tokens); /* of 16 rows */

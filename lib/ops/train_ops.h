@@ -53,7 +53,7 @@ typedef struct bxn_sublayer_grads {
 /* ---- pass --------------------------------------------------------------------------------- */
 
 typedef struct bxn_train_pass {
-    bxn_exec exec; /* phase PREFILL; of its workspace only `inputs` is used (bxn_train_linear) */
+    bxn_exec exec; /* phase PREFILL; ops of training use no workspace of it */
     uint32_t rows;
     const bxn_document *documents;
     uint32_t document_count;
@@ -71,7 +71,7 @@ typedef struct bxn_train_pass {
 bitaxon_status bxn_train_linear(bxn_train_pass *pass, const bxn_weight *w, const float *x, size_t ldx,
                                 uint32_t rows, float *y, size_t ldy);
 
-/* Backward of it. dy is not changed. dx (nullable) is written, or added to. y is the result of the forward,
+/* Backward of it. dy is not changed; its rows are padded with zeros too. dx (nullable) is written, or added to. y is the result of the forward,
  * read when a DoRA magnitude trains and may be NULL otherwise. `rows` rows of the micro-step from row
  * `first_row` on (dropout is by row and column of the micro-step). Of gradients, full: dW += dy^T x; adapters
  * (one in force, weight 1): with u = A^T drop(x), dz = g o dy: dB += s u^T dz, dA += s drop(x)^T (dz B^T),
@@ -79,16 +79,15 @@ bitaxon_status bxn_train_linear(bxn_train_pass *pass, const bxn_weight *w, const
 bitaxon_status bxn_linear_backward(bxn_train_pass *pass, const bxn_weight *w, const float *x, size_t ldx,
                                    const float *y, size_t ldy, const float *dy, size_t lddy, uint32_t rows,
                                    uint32_t first_row, float *dx, size_t lddx, bool add);
-/* Scratch of both, for at most `rows` rows. */
+/* Scratch of both, for at most `rows` rows, and of bxn_dora_gains; rank: of the adapters in force together. */
 size_t bxn_train_linear_bytes(const bxn_weight *w, uint32_t rank, uint32_t rows);
 
-/* c[i][j] += sum over t of p[t][i] * q[t][j], rows [begin, end) of c in ranges for all threads: t in order, one
- * chain per element within each 128 rows as in mm_f32. */
+/* c[i][j] += sum over t of p[t][i] * q[t][j] by all threads, in the order of the kernel outer_add. */
 bitaxon_status bxn_outer_add(const bxn_exec *exec, const float *p, size_t ldp, uint32_t p_cols, const float *q,
                              size_t ldq, uint32_t q_cols, uint32_t rows, float *c, size_t ldc);
 
 /* x without dropped elements, the others divided by 1 - p: element (row, column) of the input of weight id is
- * dropped by a function of (key, id, row, column) alone. */
+ * dropped by a function of (key, id, row, column) alone, with a chance in steps of 2^-16. out may be x. */
 void bxn_dropout(const bxn_adapters *adapters, uint32_t id, uint64_t row, const float *x, uint32_t cols, float *out);
 
 /* Squares of the norms of the rows of W: norm2 [rows], in double sums. */
@@ -96,9 +95,10 @@ bitaxon_status bxn_weight_norms(const bxn_exec *exec, const bxn_weight *w, float
 /* gain [rows] = m / ||(W + s (A B)^T)_o||, by ||W||^2 + 2 s <W_o A, B_o> + s^2 B_o^T (A^T A) B_o, at least
  * 1e-12 below the root (spec 9.6). wa [rank, ldb] is filled with (W A)^T. When dm is not NULL, also adds the
  * gradient through the norm to da and db: -sum over o of (dm_o m_o / norm2_o) * d(norm2_o) / 2 by A and B,
- * where dm is the gradient of m summed over what da and db were (exact DoRA). scratch_rows: room of `rows` floats. */
+ * where dm is the gradient of m summed over what da and db were (exact DoRA). */
 bitaxon_status bxn_dora_gains(bxn_train_pass *pass, const bxn_weight *w, const bxn_lora *lora, const float *norm2,
                               float *gain, float *wa, const float *dm, float *da, float *db);
+size_t bxn_dora_bytes(const bxn_weight *w, uint32_t rank); /* its scratch */
 
 /* ---- norm (norm_backward.c) ----------------------------------------------------------------- */
 

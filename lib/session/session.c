@@ -16,7 +16,7 @@ static uint64_t buffers_bytes(uint32_t vocab)
 
 uint64_t bxn_session_bytes(const bxn_config *config, size_t state_floats, uint64_t max_tokens, bool tiles)
 {
-    return buffers_bytes(config->vocab_size) + bxn_alloc_cost(bxn_workspace_bytes(config, max_tokens, tiles)) +
+    return buffers_bytes(config->vocab_size) + bxn_alloc_cost(bxn_workspace_bytes(config, max_tokens, tiles, 0)) +
            bxn_cache_state_bytes(config, state_floats);
 }
 
@@ -36,7 +36,7 @@ bitaxon_status bxn_session_init(bxn_session *session, bxn_mem *mem, const bxn_mo
     session->stats.struct_size = sizeof session->stats;
     session->ws_tokens = cache->max_tokens;
     session->tile = 16;
-    bitaxon_status status = bxn_workspace_create(mem, &model->config, cache->max_tokens, bxn_model_tiles(model),
+    bitaxon_status status = bxn_workspace_create(mem, &model->config, cache->max_tokens, bxn_model_tiles(model), 0,
                                                  &session->ws, error);
     if (status == BITAXON_OK)
         status = bxn_state_create(mem, model, &session->spare, error);
@@ -82,7 +82,7 @@ bitaxon_status bxn_session_attach(bxn_session *session, bxn_cache *cache, bitaxo
         bxn_workspace larger;
         bitaxon_status status =
             bxn_workspace_create(session->mem, &session->model->config, cache->max_tokens,
-                                 bxn_model_tiles(session->model), &larger, error);
+                                 bxn_model_tiles(session->model), 0, &larger, error);
         if (status != BITAXON_OK)
             return status;
         bxn_workspace_free(session->mem, &session->ws);

@@ -83,6 +83,7 @@ void check_mm_t_packed8(run *r);
 void check_mm_t_f32(run *r);
 void check_mm_t_f16(run *r);
 void check_mm_t_bf16(run *r);
+void check_outer_add(run *r);
 void check_mm_tile4(run *r);
 void check_mm_tile8(run *r);
 void check_quant_bf16(run *r);

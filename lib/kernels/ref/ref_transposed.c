@@ -84,3 +84,26 @@ void bxn_mm_t_bf16_ref(const bxn_dense *w, uint32_t unit_begin, uint32_t unit_en
 {
     mm_transposed(NULL, w, BXN_BF16, unit_begin, unit_end, args, add);
 }
+
+void bxn_outer_add_ref(const bxn_outer_args *args, uint32_t i_begin, uint32_t i_end, uint32_t j_begin,
+                       uint32_t j_end)
+{
+    for (uint32_t first = 0, depth; first < args->rows; first += depth) {
+        depth = args->rows - first < BXN_UNIT_COLS ? args->rows - first : BXN_UNIT_COLS;
+        for (uint32_t i = i_begin; i < i_end; i++) {
+            const float *p = args->p + first * args->ldp + i;
+            float *c = args->c + i * args->ldc;
+            for (uint32_t j = j_begin, width; j < j_end; j += width) {
+                float sums[64] = {0};
+                width = j_end - j < 64 ? j_end - j : 64;
+                for (uint32_t t = 0; t < depth; t++) {
+                    const float *q = args->q + (first + t) * args->ldq + j;
+                    for (uint32_t n = 0; n < width; n++)
+                        sums[n] += p[t * args->ldp] * q[n];
+                }
+                for (uint32_t n = 0; n < width; n++)
+                    c[j + n] += sums[n];
+            }
+        }
+    }
+}
