@@ -145,15 +145,20 @@ typedef struct bxn_optimizer {
     double beta1, beta2, epsilon, weight_decay;
     double max_norm;         /* of the gradient; 0: no clipping */
     double momentum;         /* Muon */
+    double other_rate;       /* MUON: peak of what AdamW takes; 0: as learning_rate. The schedule is the same */
     bool bias_correction;
+    void *scratch;           /* MUON: bxn_optimizer_scratch bytes, 64-byte aligned */
 } bxn_optimizer;
+
+size_t bxn_optimizer_scratch(const bxn_optimizer *optimizer, const bxn_parameters *parameters);
 
 /* Of update u = 0, 1, ...: peak * (u + 1) / warmup while u < warmup, then half a cosine that reaches the
  * minimum at `total`. */
 double bxn_learning_rate(const bxn_optimizer *optimizer, uint64_t update);
 /* Global norm of grad * scale; sums in double over fixed blocks in order. NaN or infinite when a value is. */
 bitaxon_status bxn_gradient_norm(const bxn_exec *exec, const bxn_parameters *parameters, double scale, double *norm);
-/* One update with gradient grad * scale, clipped by the norm found before; clears grad. */
+/* One update with gradient grad * scale, clipped by the norm found before; clears grad. It is not cancelled half
+ * way; after SYSTEM (the host's executor failed) the values are of no use. */
 bitaxon_status bxn_optimizer_update(const bxn_exec *exec, const bxn_optimizer *optimizer, bxn_parameters *parameters,
                                     uint64_t update, double scale, double norm);
 
