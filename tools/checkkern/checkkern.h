@@ -107,6 +107,7 @@ void check_to_f16(run *r);
 /* Products of many tokens with dense matrices, and with the transpose, of one tier. */
 void bench_dense_products(const bxn_kernels *k, const char *tier, const char *filter,
                           const uint8_t *buffer, double peak);
+void bench_outer_products(const bxn_kernels *k, const char *tier, const char *filter, double peak);
 /* One line for each entry whose bits all SIMD tiers share. */
 void print_digests(const bxn_kernels *kernels, const bxn_kernels *plain);
 
