@@ -72,7 +72,7 @@ static void test_products(void **state)
             }
             for (uint32_t i = 0; i < count; i++) {
                 adapters.loras[i] = loras[i];
-                adapters.weights[i] = weights[i];
+                adapters.weights[i] = weights[(i + count) % BXN_ADAPTERS];
             }
             for (uint32_t threads = 1; threads <= 3; threads += 2) {
                 fixture_world world;
@@ -108,7 +108,7 @@ static void test_products(void **state)
                             base += w[j].value[(size_t)n * cols + k] * (double)x[t * 256 + k];
                         double want = base;
                         for (uint32_t i = 0; i < count && j < 2; i++) {
-                            double part = (double)weights[i] * part_of(&f[i][j], &base, x + t * 256, n, cols);
+                            double part = (double)adapters.weights[i] * part_of(&f[i][j], &base, x + t * 256, n, cols);
                             want += part;
                             size += fabs(part);
                         }
