@@ -94,6 +94,8 @@ void check_scale_add(run *r);
 void check_silu_mul(run *r);
 void check_conv_silu(run *r);
 void check_scan(run *r);
+void check_scan_backward(run *r);
+void check_conv_backward(run *r);
 void check_attention_f16(run *r);
 void check_attention_f32(run *r);
 void check_attention_i8(run *r);
