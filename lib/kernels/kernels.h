@@ -232,7 +232,7 @@ typedef struct bxn_conv_args {
 
 /* ---- gradients of scan and convolution ------------------------------------------------- */
 
-#define BXN_SCAN_CHUNK 64 /* tokens whose states are recomputed together */
+#define BXN_SCAN_CHUNK 16 /* tokens whose states are recomputed together; the states stay in the first cache */
 
 /* Floats of scratch that a call of scan_backward needs. */
 static inline size_t bxn_scan_backward_floats(uint32_t states)
@@ -253,7 +253,7 @@ static inline size_t bxn_scan_backward_floats(uint32_t states)
  * Sums over n by groups ascending; those of dB, dC, ddt over the channels: lane sums over groups of lanes
  * ascending, then the tree of block_sums. They are written; the gradients of vectors are added to, one
  * chain over t each, so that how a sequence is cut into calls shows in no bit. Channels beyond
- * `end` are neither read (but in parameters) nor written. */
+ * `end` are neither read nor written but in parameters and states, whose padding is and stays zero. */
 typedef struct bxn_scan_backward_args {
     uint32_t tokens; /* 1 .. BXN_SCAN_CHUNK */
     uint32_t begin, end;

@@ -412,9 +412,9 @@ void check_scan_backward(run *r)
     for (int i = 0; i < 12; i++) {
         static const float dt_sizes[] = {0.1f, 2.0f, 10.0f, 200.0f};
         static const float a_sizes[] = {1e-3f, 1.0f, 24.0f};
-        scan_case(r, (sizes){1 + below(r, 130), 16, 1 + (uint32_t)i * 2, dt_sizes[i % 4], a_sizes[i % 3]}, 0);
+        scan_case(r, (sizes){1 + below(r, 130), 16, 1 + (uint32_t)i, dt_sizes[i % 4], a_sizes[i % 3]}, 0);
     }
-    for (uint32_t tokens = 63; tokens <= BXN_SCAN_CHUNK; tokens++)
+    for (uint32_t tokens = BXN_SCAN_CHUNK - 1; tokens <= BXN_SCAN_CHUNK; tokens++)
         scan_case(r, (sizes){27, 16 + tokens % 2 * 5, tokens, 0.5f, 8.0f}, 0);
     for (uint32_t channels = 7; channels <= 9; channels++)
         scan_case(r, (sizes){channels, 4, 5, 1.0f, 4.0f}, 0);

@@ -117,6 +117,7 @@ int bench_kernels(const bxn_kernels *tables, const char *const *names, size_t co
                   const char *filter);
 /* The scan beside its recurrence without exponentials and beside the scalar loop. */
 void bench_scan(const bxn_kernels *k, const char *tier);
+void bench_scan_backward(const bxn_kernels *k, const char *tier);
 /* Chunked forms of state-space recurrences beside the recurrences. */
 void bench_chunked(const bxn_kernels *k, const char *tier);
 

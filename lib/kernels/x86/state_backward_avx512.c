@@ -122,7 +122,7 @@ BXN_INLINE void forwards(const bxn_scan_backward_args *a, place at, unsigned cou
     }
 }
 
-/* Gradients backwards. The decay is computed again: a load would come from the second cache. */
+/* Gradients backwards. The decay is computed again, which costs no more than keeping it. */
 BXN_INLINE void backwards(const bxn_scan_backward_args *a, place at, unsigned count, bool rates,
                           strip *s)
 {
