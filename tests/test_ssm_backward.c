@@ -377,6 +377,7 @@ static void test_full(void **state)
         { 20, 4, 4, { 1 }, FULL },          { 20, 16, 4, { 63 }, FULL },    { 7, 5, 2, { 64 }, FULL },
         { 33, 5, 4, { 65 }, FULL },         { 16, 1, 1, { 130 }, FULL },    { 9, 16, 1, { 15, 1, 17 }, FULL },
         { 40, 4, 4, { 2, 33, 1, 16 }, FULL }, { 1, 1, 4, { 5 }, FULL },
+        { 290, 3, 4, { 18, 2 }, FULL }, /* blocks of channels */
     };
     (void)state;
     for (size_t t = 0; t < tier_count; t++)
