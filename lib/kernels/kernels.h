@@ -230,6 +230,76 @@ typedef struct bxn_conv_args {
     size_t ldy;
 } bxn_conv_args;
 
+/* ---- gradients of scan and convolution ------------------------------------------------- */
+
+#define BXN_SCAN_CHUNK 16 /* tokens whose states are recomputed together; the states stay in the first cache */
+
+/* Floats of scratch that a call of scan_backward needs. */
+static inline size_t bxn_scan_backward_floats(uint32_t states)
+{
+    return 16 * ((size_t)states * (3 * BXN_SCAN_CHUNK + 1) + 9 * BXN_SCAN_CHUNK);
+}
+
+/* Gradients of the scan through at most BXN_SCAN_CHUNK tokens of one sequence, for channels [begin, end);
+ * begin is a multiple of 16, end too or the number of channels. A sequence is walked by calls from its last
+ * tokens to its first. States are recomputed from h_in as the scan computes them. With g the gradient of y,
+ * v the argument of softplus, s = sigmoid(z), w the sum before the gate, for t descending:
+ *   p = g * z * s;  dz = g * w * s * (1 + z * (1 - s));  dd += p * x
+ *   q[n] = C[n] * p + carry[n];  dC[n] = p * h_t[n];  dB[n] = q[n] * dt * x;  du = sum_n q[n] * B[n]
+ *   carry[n] = exp2(dt * a2[n]) * q[n];  r[n] = carry[n] * h_(t-1)[n] * a2[n]
+ *   dx = d * p + dt * du;  da_log[n] += r[n] * dt * ln 2
+ *   dv = (x * du + ln 2 * sum_n r[n]) * sigmoid(v), 0 where dt was clipped
+ *   ddt = dv * dt_weight;  ddt_weight += dv * bcd[t][2N];  ddt_bias += dv
+ * Sums over n by groups ascending; those of dB, dC, ddt over the channels: lane sums over groups of lanes
+ * ascending, then the tree of block_sums. They are written; the gradients of vectors are added to, one
+ * chain over t each, so that how a sequence is cut into calls shows in no bit. Channels beyond
+ * `end` are neither read nor written but in parameters and states, whose padding is and stays zero. */
+typedef struct bxn_scan_backward_args {
+    uint32_t tokens; /* 1 .. BXN_SCAN_CHUNK */
+    uint32_t begin, end;
+    uint32_t states;
+    const float *x; /* x to d: as for the scan */
+    size_t ldx;
+    const float *z;
+    size_t ldz;
+    const float *bcd;
+    size_t ldbcd;
+    const float *dt_weight, *dt_bias, *a2, *d;
+    const float *h_in; /* [E16/16][N][16] the state before the first token */
+    float *carry;      /* the same: gradient of the state behind the last token, becomes that of h_in */
+    const float *dy;   /* [T, E] lddy: gradient of y */
+    size_t lddy;
+    float *dx; /* [T, E] lddx; dy itself, or disjoint */
+    size_t lddx;
+    float *dz; /* [T, E] lddz; z itself, or disjoint */
+    size_t lddz;
+    float *dbcd; /* [T, 2N+1] lddbcd: sums over these channels */
+    size_t lddbcd;
+    /* Gradients of the vectors, each nullable; da_log, of A_log, in the layout of a2. */
+    float *ddt_weight, *ddt_bias, *dd, *da_log;
+    float *scratch; /* bxn_scan_backward_floats, 64-byte aligned */
+} bxn_scan_backward_args;
+
+/* Gradients of the convolution with SiLU of a whole sequence, whose tail is zero; channels as above.
+ * c and p as for the convolution, s = sigmoid(c), for t descending:
+ *   dc = dy * s * (1 + c * (1 - s)), written over dy;  dbias += dc;  dweight[j] += dc * p[t + j]
+ *   dx[t] = sum_j weight[j] * dc[t + K - 1 - j], j ascending, within the sequence */
+typedef struct bxn_conv_backward_args {
+    uint32_t tokens;
+    uint32_t begin, end;
+    uint32_t taps;
+    const float *x; /* [T, E] ldx */
+    size_t ldx;
+    const float *weight; /* [K, E16] */
+    const float *bias;   /* [E16] */
+    size_t e16;
+    float *dy; /* [T, E] lddy; spent */
+    size_t lddy;
+    float *dx; /* [T, E] lddx; x itself, or disjoint */
+    size_t lddx;
+    float *dweight, *dbias; /* as weight and bias; nullable together */
+} bxn_conv_backward_args;
+
 /* ---- cached keys and values -----------------------------------------------------------
  *
  * A page holds BXN_PAGE tokens. In it, each head of each layer has K at k_offset and V at
@@ -362,6 +432,8 @@ typedef struct bxn_kernels {
     void (*silu_mul)(float *a, const float *b, size_t n);             /* a = a * sigmoid(a) * b */
     void (*conv_silu)(const bxn_conv_args *args);
     void (*scan)(const bxn_scan_args *args);
+    void (*scan_backward)(const bxn_scan_backward_args *args);
+    void (*conv_backward)(const bxn_conv_backward_args *args);
     void (*attention_f16)(const bxn_attention_args *args);
     void (*attention_f32)(const bxn_attention_args *args);
     void (*attention_i8)(const bxn_attention_args *args);

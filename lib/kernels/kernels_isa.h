@@ -35,6 +35,11 @@
     void bxn_outer_add_##tier(const bxn_outer_args *args, uint32_t i_begin, uint32_t i_end,        \
                               uint32_t j_begin, uint32_t j_end)
 
+/* Gradients of the state-space op. */
+#define BXN_DECLARE_STATE(tier)                                                                    \
+    void bxn_scan_backward_##tier(const bxn_scan_backward_args *args);                             \
+    void bxn_conv_backward_##tier(const bxn_conv_backward_args *args)
+
 /* Products of bf16 tiles. */
 #define BXN_DECLARE_TILE(tier)                                                                     \
     void bxn_mm_tile4_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
@@ -82,6 +87,9 @@ BXN_DECLARE_TRANSPOSED(ref);
 BXN_DECLARE_TRANSPOSED(avx2);
 BXN_DECLARE_TRANSPOSED(avx512);
 BXN_DECLARE_TRANSPOSED(neon);
+BXN_DECLARE_STATE(ref);
+BXN_DECLARE_STATE(avx2);
+BXN_DECLARE_STATE(avx512);
 BXN_DECLARE_TILE(ref);
 BXN_DECLARE_TILE(amx);
 BXN_DECLARE_INTEGER(avx512vnni);

@@ -239,3 +239,60 @@ void bench_scan(const bxn_kernels *k, const char *tier)
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         free(all[i]);
 }
+
+/* Gradients through TOKENS tokens as the op takes them: blocks of 128 channels, chunk after chunk from the
+ * last. With states at chunk starts given; the scan that finds them is measured beside. */
+void bench_scan_backward(const bxn_kernels *k, const char *tier)
+{
+    const uint32_t channels = k->features == 0 ? 256 : CHANNELS, width = 2 * STATES + 1;
+    float *x = filled(TOKENS * CHANNELS, -1, 1), *z = filled(2 * TOKENS * CHANNELS, -2, 2);
+    float *dy = filled(TOKENS * CHANNELS, -1, 1), *bcd = filled(TOKENS * 128, -1, 1);
+    float *p = filled(3 * CHANNELS, -3, 0), *a2 = filled(CHANNELS * STATES, -1, 0);
+    float *h = filled(CHANNELS * STATES, -1, 1), *carry = filled(CHANNELS * STATES, 0, 0);
+    float *scratch = filled(bxn_scan_backward_floats(STATES), 0, 0), *dbcd = filled(TOKENS * width, 0, 0);
+    float *dx = filled(TOKENS * CHANNELS, 0, 0), *dz = filled(2 * TOKENS * CHANNELS, 0, 0);
+    float *grads = filled(CHANNELS * (STATES + 3), 0, 0);
+    for (size_t i = 0; i < CHANNELS * STATES; i++)
+        a2[i] = -1.442695f * (float)(1 + i / 16 % 16);
+    bxn_scan_args f = {TOKENS, 0, channels, STATES, x, CHANNELS, z, 2 * CHANNELS, bcd, 128,
+                       p, p + CHANNELS, a2, p + 2 * CHANNELS, h, carry, dx, CHANNELS};
+    const double units = TOKENS * (channels / 16.0);
+    double times[3][ROUNDS];
+    for (int i = 0; i < ROUNDS; i++) {
+        double t0 = now_ns();
+        k->scan(&f);
+        times[0][i] = (now_ns() - t0) / units;
+        for (int full = 0; full < 2; full++) {
+            t0 = now_ns();
+            for (uint32_t e = 0; e < channels; e += 128) {
+                for (uint32_t t = TOKENS; t > 0;) {
+                    t -= BXN_SCAN_CHUNK;
+                    bxn_scan_backward_args a = {
+                        .tokens = BXN_SCAN_CHUNK, .begin = e, .end = e + 128, .states = STATES,
+                        .x = x + t * CHANNELS, .ldx = CHANNELS,
+                        .z = z + 2 * t * CHANNELS, .ldz = 2 * CHANNELS,
+                        .bcd = bcd + t * 128, .ldbcd = 128,
+                        .dt_weight = p, .dt_bias = p + CHANNELS, .a2 = a2, .d = p + 2 * CHANNELS,
+                        .h_in = h, .carry = carry, .dy = dy + t * CHANNELS, .lddy = CHANNELS,
+                        .dx = dx + t * CHANNELS, .lddx = CHANNELS,
+                        .dz = dz + 2 * t * CHANNELS, .lddz = 2 * CHANNELS,
+                        .dbcd = dbcd + t * width, .lddbcd = width, .scratch = scratch};
+                    if (full) {
+                        a.da_log = grads;
+                        a.ddt_weight = grads + CHANNELS * STATES;
+                        a.ddt_bias = a.ddt_weight + CHANNELS;
+                        a.dd = a.ddt_bias + CHANNELS;
+                    }
+                    k->scan_backward(&a);
+                }
+            }
+            times[1 + full][i] = (now_ns() - t0) / units;
+        }
+    }
+    double forward = median(times[0], ROUNDS), frozen = median(times[1], ROUNDS), all = median(times[2], ROUNDS);
+    printf("scan_backward     %-7s %.1f ns = %.2f x the scan, with gradients of vectors %.1f ns = %.2f x\n",
+           tier, frozen, frozen / forward, all, all / forward);
+    float *buffers[] = {x, z, dy, bcd, p, a2, h, carry, scratch, dbcd, dx, dz, grads};
+    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
+        free(buffers[i]);
+}

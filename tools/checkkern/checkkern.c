@@ -23,7 +23,7 @@
 #endif
 
 /* Entries by what a tier has to have of its own. */
-enum { GROUP_COMMON = 1, GROUP_INTEGER = 2, GROUP_TRANSPOSED = 4, GROUP_TILE = 8 };
+enum { GROUP_COMMON = 1, GROUP_INTEGER = 2, GROUP_TRANSPOSED = 4, GROUP_TILE = 8, GROUP_STATE = 16 };
 
 #define ENTRY(name, group)                                                                         \
     {                                                                                              \
@@ -45,6 +45,7 @@ const entry entries[] = {
     ENTRY(mm_t_bf16, TRANSPOSED),    ENTRY(outer_add, TRANSPOSED),
     ENTRY(mm_tile4, TILE),           ENTRY(mm_tile8, TILE),
     ENTRY(quant_bf16, TILE),
+    ENTRY(scan_backward, STATE),     ENTRY(conv_backward, STATE),
 };
 const size_t entry_count = sizeof entries / sizeof entries[0];
 _Static_assert(sizeof entries / sizeof entries[0] * sizeof(void (*)(void)) + sizeof(uint64_t) ==
@@ -61,13 +62,13 @@ typedef struct tier {
 } tier;
 
 static const tier tiers[] = {
-    {"c", 0, GROUP_COMMON | GROUP_INTEGER | GROUP_TRANSPOSED},
+    {"c", 0, GROUP_COMMON | GROUP_INTEGER | GROUP_TRANSPOSED | GROUP_STATE},
 #if defined(__x86_64__)
 #define AVX2_TIER BITAXON_CPU_AVX2
 #define AVX512_TIER (BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512)
-    {"avx2", AVX2_TIER, GROUP_COMMON | GROUP_INTEGER | GROUP_TRANSPOSED},
+    {"avx2", AVX2_TIER, GROUP_COMMON | GROUP_INTEGER | GROUP_TRANSPOSED | GROUP_STATE},
     {"avxvnni", AVX2_TIER | BITAXON_CPU_AVX_VNNI, GROUP_INTEGER},
-    {"avx512", AVX512_TIER, GROUP_COMMON | GROUP_TRANSPOSED},
+    {"avx512", AVX512_TIER, GROUP_COMMON | GROUP_TRANSPOSED | GROUP_STATE},
     {"avx512vnni", AVX512_TIER | BITAXON_CPU_AVX512_VNNI, 0},
     {"amx", AVX512_TIER | BITAXON_CPU_AVX512_VNNI | BITAXON_CPU_AMX, GROUP_TILE},
 #elif defined(__aarch64__)

@@ -94,6 +94,8 @@ void check_scale_add(run *r);
 void check_silu_mul(run *r);
 void check_conv_silu(run *r);
 void check_scan(run *r);
+void check_scan_backward(run *r);
+void check_conv_backward(run *r);
 void check_attention_f16(run *r);
 void check_attention_f32(run *r);
 void check_attention_i8(run *r);
@@ -116,6 +118,7 @@ int bench_kernels(const bxn_kernels *tables, const char *const *names, size_t co
                   const char *filter);
 /* The scan beside its recurrence without exponentials and beside the scalar loop. */
 void bench_scan(const bxn_kernels *k, const char *tier);
+void bench_scan_backward(const bxn_kernels *k, const char *tier);
 /* Chunked forms of state-space recurrences beside the recurrences. */
 void bench_chunked(const bxn_kernels *k, const char *tier);
 

@@ -437,6 +437,8 @@ int bench_kernels(const bxn_kernels *tables, const char *const *names, size_t co
             bench_scan(s.k, s.tier);
             bench_chunked(s.k, s.tier);
         }
+        if (selected(&s, "scan_backward"))
+            bench_scan_backward(s.k, s.tier);
         bench_elementwise(&s);
     }
     bxn_float_leave(saved);

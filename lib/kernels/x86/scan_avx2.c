@@ -55,32 +55,6 @@ static void prepare(const bxn_scan_args *args, span at, __m256 lowest, block *b)
     }
 }
 
-/* 2^(dt * a2): split at the nearest integer n, which the low bits of 1.5 * 2^23 + n show, and a
- * polynomial of degree 5 with p(0) = 1; the product is not rounded. Where no exponent is below
- * -125, n is added to the exponent of p; deep: n stops at -127, which counts as 0. The bits
- * are the same where both are right. */
-BXN_INLINE __m256 decay_of(__m256 dt, __m256 a2, bool deep)
-{
-    const __m256 magic = _mm256_set1_ps(12582912.0f);
-    __m256 z = _mm256_fmadd_ps(dt, a2, magic);
-    if (deep) /* the second operand when one is NaN */
-        z = _mm256_max_ps(_mm256_set1_ps(12582912.0f - 127.0f), z);
-    __m256 f = _mm256_fmsub_ps(dt, a2, _mm256_sub_ps(z, magic));
-    if (deep)
-        f = _mm256_max_ps(_mm256_set1_ps(-0.5f), f);
-    __m256 p = _mm256_set1_ps(0x1.5bda58p-10f);
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0x1.3ce8aep-7f));
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0x1.c6b6d8p-5f));
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0x1.ebf9c2p-3f));
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0x1.62e42ap-1f));
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(1.0f));
-    __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(z), 23);
-    if (!deep)
-        return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
-    exponent = _mm256_add_epi32(exponent, _mm256_set1_epi32(127 << 23));
-    return _mm256_mul_ps(p, _mm256_castsi256_ps(exponent));
-}
-
 BXN_INLINE void step(const float *bcd, uint32_t states, const float *a2, unsigned count, block *b,
                      uint32_t i, bool deep, __m256 *state)
 {
