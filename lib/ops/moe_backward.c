@@ -9,7 +9,7 @@
  *
  * Results of experts are not kept for the backward: with v = W_down^T dr and h = silu(a) * b, the gradient of
  * a pick's probability is v . h and that of h is probability * v. Where W_down trains it gets
- * h scaled by the probability as its input, and dr as it is. */
+ * h scaled by the probability as its input, and dr as it is. Routed experts have no adapters. */
 #include "ops/moe_route.h"
 #include "ops/train_ops.h"
 
@@ -384,6 +384,114 @@ static void scatter_task(void *context, uint32_t row)
     }
 }
 
+/* What small experts have to compute, in one region: `what` of an expert each. */
+enum { DOWN_INPUT, DOWN_WEIGHT, HIDDEN_INPUT, GATE_WEIGHT, UP_WEIGHT, WIDE = 480 };
+
+typedef struct small_list {
+    const moe_run *c;
+    uint32_t count;
+    bxn_item items[LIST];
+    uint32_t expert[LIST];
+    uint8_t what[LIST];
+} small_list;
+
+static void small_task(void *context, uint32_t item, uint32_t begin, uint32_t end)
+{
+    const small_list *list = context;
+    const moe_run *c = list->c;
+    const bxn_exec *exec = &c->pass->exec;
+    const uint32_t e = list->expert[item], rows = pairs_of(c, e), dim = c->p->router.cols, inner = c->p->inner;
+    const size_t at = (uint32_t)c->first[e] - c->wave_begin;
+    float *x = c->x + at * c->ld_d, *dy = c->dy + at * c->ld_d, *da = c->da + at * c->ld_i, *db = c->db + at * c->ld_i;
+    bxn_mm_args product = { .ldx = c->ld_i, .count = rows, .ldy = c->ld_d };
+    bxn_outer_args outer = { .rows = rows };
+    uint32_t p_cols = inner, q_cols = dim;
+    switch (list->what[item]) {
+    case DOWN_INPUT:
+        product = (bxn_mm_args){ .x = dy, .ldx = c->ld_d, .count = rows, .y = da, .ldy = c->ld_i };
+        bxn_product_transposed(exec, &c->p->down[e], begin, end, &product, false);
+        return;
+    case HIDDEN_INPUT: /* dy is spent */
+        product.y = dy;
+        product.x = da;
+        bxn_product_transposed(exec, &c->p->gate[e], begin, end, &product, false);
+        product.x = db;
+        bxn_product_transposed(exec, &c->p->up[e], begin, end, &product, true);
+        return;
+    case DOWN_WEIGHT:
+        outer = (bxn_outer_args){ dy, c->ld_d, db, c->ld_i, rows, grads_of(c, &c->p->down[e])->w, inner };
+        p_cols = dim;
+        q_cols = inner;
+        break;
+    case GATE_WEIGHT:
+        outer = (bxn_outer_args){ da, c->ld_i, x, c->ld_d, rows, grads_of(c, &c->p->gate[e])->w, dim };
+        break;
+    default:
+        outer = (bxn_outer_args){ db, c->ld_i, x, c->ld_d, rows, grads_of(c, &c->p->up[e])->w, dim };
+        break;
+    }
+    p_cols = end * 16 < p_cols ? end * 16 : p_cols;
+    for (uint32_t j = 0; j < q_cols; j += WIDE)
+        exec->kernels->outer_add(&outer, begin * 16, p_cols, j, q_cols - j < WIDE ? q_cols : j + WIDE);
+}
+
+static bitaxon_status run_list(small_list *list)
+{
+    bitaxon_status status = BITAXON_OK;
+    if (list->count != 0)
+        status = bxn_ranges_run(&list->c->pass->exec, list->items, list->count, small_task, list);
+    list->count = 0;
+    return status;
+}
+
+/* Groups are 128 columns of an input's gradient, or 16 rows of a weight's. */
+static bitaxon_status append(small_list *list, uint32_t expert, int what, uint32_t groups, uint64_t cost)
+{
+    bitaxon_status status = list->count == LIST ? run_list(list) : BITAXON_OK;
+    list->items[list->count] = (bxn_item){ groups, cost * pairs_of(list->c, expert) };
+    list->expert[list->count] = expert;
+    list->what[list->count++] = (uint8_t)what;
+    return status;
+}
+
+/* Of the downs of experts [begin, end): da becomes v; or of gates and ups: dy becomes the gradient of x. */
+static bitaxon_status experts_backward(moe_run *c, uint32_t begin, uint32_t end, bool downs)
+{
+    const bxn_moe *p = c->p;
+    const uint32_t inner_units = (p->inner + BXN_UNIT_COLS - 1) / BXN_UNIT_COLS, dim = p->router.cols;
+    const uint32_t dim_units = (dim + BXN_UNIT_COLS - 1) / BXN_UNIT_COLS;
+    const uint32_t inner_groups = (p->inner + 15) / 16, dim_groups = (dim + 15) / 16;
+    small_list list = { .c = c };
+    bitaxon_status status = BITAXON_OK;
+    for (uint32_t e = begin; e < end && status == BITAXON_OK; e++) {
+        const uint32_t rows = pairs_of(c, e);
+        const size_t at = (uint32_t)c->first[e] - c->wave_begin;
+        float *x = c->x + at * c->ld_d, *dy = c->dy + at * c->ld_d;
+        float *da = c->da + at * c->ld_i, *db = c->db + at * c->ld_i;
+        if (rows > BXN_TILE && downs) {
+            status = bxn_linear_backward(c->pass, &p->down[e], db, c->ld_i, NULL, 0, dy, c->ld_d, rows, 0, da, c->ld_i,
+                                         false);
+        } else if (rows > BXN_TILE) {
+            status = bxn_linear_backward(c->pass, &p->gate[e], x, c->ld_d, NULL, 0, da, c->ld_i, rows, 0, dy, c->ld_d,
+                                         false);
+            if (status == BITAXON_OK)
+                status = bxn_linear_backward(c->pass, &p->up[e], x, c->ld_d, NULL, 0, db, c->ld_i, rows, 0, dy, c->ld_d,
+                                             true);
+        } else if (rows != 0 && downs) {
+            status = append(&list, e, DOWN_INPUT, inner_units, (uint64_t)BXN_UNIT_COLS * dim);
+            if (status == BITAXON_OK && grads_of(c, &p->down[e])->w != NULL)
+                status = append(&list, e, DOWN_WEIGHT, dim_groups, (uint64_t)16 * p->inner);
+        } else if (rows != 0) {
+            status = append(&list, e, HIDDEN_INPUT, dim_units, (uint64_t)2 * BXN_UNIT_COLS * p->inner);
+            if (status == BITAXON_OK && grads_of(c, &p->gate[e])->w != NULL)
+                status = append(&list, e, GATE_WEIGHT, inner_groups, (uint64_t)16 * dim);
+            if (status == BITAXON_OK && grads_of(c, &p->up[e])->w != NULL)
+                status = append(&list, e, UP_WEIGHT, inner_groups, (uint64_t)16 * dim);
+        }
+    }
+    return status == BITAXON_OK ? run_list(&list) : status;
+}
+
 static bitaxon_status wave_backward(moe_run *c, uint32_t begin, uint32_t end)
 {
     const bxn_moe *p = c->p;
@@ -398,26 +506,12 @@ static bitaxon_status wave_backward(moe_run *c, uint32_t begin, uint32_t end)
         down_trains |= trains(c, &p->down[e]);
     if (status == BITAXON_OK && down_trains)
         status = bxn_rows_run(&pass->exec, count, down_input_task, c);
-    for (uint32_t e = begin; e < end && status == BITAXON_OK; e++) {
-        size_t at = (uint32_t)c->first[e] - c->wave_begin;
-        if (pairs_of(c, e) != 0)
-            status = bxn_linear_backward(pass, &p->down[e], c->db + at * c->ld_i, c->ld_i, NULL, 0,
-                                         c->dy + at * c->ld_d, c->ld_d, pairs_of(c, e), 0, c->da + at * c->ld_i,
-                                         c->ld_i, false);
-    }
+    if (status == BITAXON_OK)
+        status = experts_backward(c, begin, end, true);
     if (status == BITAXON_OK)
         status = bxn_rows_run(&pass->exec, count, hidden_backward_task, c);
-    for (uint32_t e = begin; e < end && status == BITAXON_OK; e++) {
-        size_t at = (uint32_t)c->first[e] - c->wave_begin;
-        const float *x = c->x + at * c->ld_d;
-        if (pairs_of(c, e) == 0)
-            continue;
-        status = bxn_linear_backward(pass, &p->gate[e], x, c->ld_d, NULL, 0, c->da + at * c->ld_i, c->ld_i,
-                                     pairs_of(c, e), 0, c->dy + at * c->ld_d, c->ld_d, false);
-        if (status == BITAXON_OK)
-            status = bxn_linear_backward(pass, &p->up[e], x, c->ld_d, NULL, 0, c->db + at * c->ld_i, c->ld_i,
-                                         pairs_of(c, e), 0, c->dy + at * c->ld_d, c->ld_d, true);
-    }
+    if (status == BITAXON_OK)
+        status = experts_backward(c, begin, end, false);
     return status == BITAXON_OK ? bxn_rows_run(&pass->exec, c->rows, scatter_task, c) : status;
 }
 
