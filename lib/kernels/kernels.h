@@ -430,6 +430,12 @@ typedef struct bxn_kernels {
     void (*add)(float *y, const float *x, size_t n);                  /* y += x */
     void (*scale_add)(float *y, const float *x, float s, size_t n); /* y += s * x, fused in SIMD */
     void (*silu_mul)(float *a, const float *b, size_t n);             /* a = a * sigmoid(a) * b */
+    /* Backward of h = a * sigmoid(a) * b, where g is the gradient of h and s a factor of it: g becomes the
+     * gradient of a, s g b (d + a d (1 - d)) with d = sigmoid(a), and db is s g a d. Returns the sum of g * h
+     * without s: 16 lanes (elements i, i + 16, ... ascending, fused in SIMD), then the tree above. */
+    float (*silu_mul_backward)(const float *a, const float *b, float *g, float s, float *db, size_t n);
+    /* x = e^(x - max) for x <= max; returns their sum, in lanes and tree as above. NaN goes through. */
+    float (*exp_sum)(float *x, float max, size_t n);
     void (*conv_silu)(const bxn_conv_args *args);
     void (*scan)(const bxn_scan_args *args);
     void (*scan_backward)(const bxn_scan_backward_args *args);

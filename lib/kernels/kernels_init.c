@@ -21,6 +21,8 @@
         SET(add, tier);                                                                            \
         SET(scale_add, tier);                                                                      \
         SET(silu_mul, tier);                                                                       \
+        SET(silu_mul_backward, tier);                                                              \
+        SET(exp_sum, tier);                                                                        \
         SET(conv_silu, tier);                                                                      \
         SET(scan, tier);                                                                           \
         SET(attention_f16, tier);                                                                  \

@@ -65,6 +65,9 @@
     void bxn_add_##tier(float *y, const float *x, size_t n);                                       \
     void bxn_scale_add_##tier(float *y, const float *x, float s, size_t n);                        \
     void bxn_silu_mul_##tier(float *a, const float *b, size_t n);                                  \
+    float bxn_silu_mul_backward_##tier(const float *a, const float *b, float *g, float s,          \
+                                       float *db, size_t n);                                       \
+    float bxn_exp_sum_##tier(float *x, float max, size_t n);                                       \
     void bxn_conv_silu_##tier(const bxn_conv_args *args);                                          \
     void bxn_scan_##tier(const bxn_scan_args *args);                                               \
     void bxn_attention_f16_##tier(const bxn_attention_args *args);                                 \

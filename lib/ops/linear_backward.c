@@ -181,9 +181,10 @@ static void low_rank_task(void *context, uint32_t index)
     }
 }
 
-static void transposed(const bxn_kernels *kernels, const bxn_weight *w, uint32_t begin, uint32_t end,
-                       const bxn_mm_args *args, bool add)
+void bxn_product_transposed(const bxn_exec *exec, const bxn_weight *w, uint32_t begin, uint32_t end,
+                            const bxn_mm_args *args, bool add)
 {
+    const bxn_kernels *kernels = exec->kernels;
     if (w->kind == BXN_WEIGHT_PACKED) {
         (w->packed.code_bits == 4 ? kernels->mm_t_packed4 : kernels->mm_t_packed8)(&w->packed, begin, end, args, add);
         return;
@@ -202,7 +203,7 @@ static void input_task(void *context, uint32_t item, uint32_t begin, uint32_t en
     const size_t first = (size_t)item * PART;
     bxn_mm_args args = { .x = c->dz + first * c->lddz, .ldx = c->lddz, .y = c->dx + first * c->lddx, .ldy = c->lddx };
     args.count = c->rows - (uint32_t)first < PART ? c->rows - (uint32_t)first : PART;
-    transposed(kernels, c->w, begin, end, &args, c->add);
+    bxn_product_transposed(c->exec, c->w, begin, end, &args, c->add);
     if (lora == NULL)
         return;
     const bxn_dense a = { lora->a, BXN_F32, lora->rank, (uint32_t)lora->lda };

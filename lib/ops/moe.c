@@ -8,58 +8,10 @@
  * Two regions: gate, up and SwiGLU of all experts; then all downs. With few tokens the routing is
  * the first task of the first region, beside the shared expert, which needs none. With bf16 tiles
  * it comes before, since each expert's rows are gathered into tiles of their own. */
-#include "ops/ops.h"
+#include "ops/moe_route.h"
 
 #include <math.h>
 #include <string.h>
-
-/* Pick the top k of one row of router logits; false when one is NaN. */
-static bool route_row(const float *logits, const bxn_moe *p, int32_t *picked, float *weight)
-{
-    float max = -INFINITY;
-    for (uint32_t e = 0; e < p->experts; e++) {
-        if (isnan(logits[e]))
-            return false;
-        if (logits[e] > max)
-            max = logits[e];
-    }
-    if (isinf(max)) /* all -inf, or an infinite winner: no softmax exists */
-        return false;
-    double sum = 0;
-    for (uint32_t e = 0; e < p->experts; e++)
-        sum += exp((double)logits[e] - (double)max);
-    for (uint32_t i = 0; i < p->top_k; i++) {
-        int32_t best = -1, last = i == 0 ? -1 : picked[i - 1];
-        for (uint32_t e = 0; e < p->experts; e++) { /* the best of those that come after the last pick */
-            bool left = last < 0 || logits[e] < logits[last] ||
-                        (logits[e] == logits[last] && (int32_t)e > last);
-            if (left && (best < 0 || logits[e] > logits[best]))
-                best = (int32_t)e;
-        }
-        picked[i] = best;
-        weight[i] = (float)(exp((double)logits[best] - (double)max) / sum);
-    }
-    return true;
-}
-
-/* Group picks by expert, stable: first[e] .. first[e + 1] are its pairs. */
-static void group_pairs(bxn_workspace *ws, const bxn_moe *p, uint32_t tokens)
-{
-    uint32_t picks = tokens * p->top_k;
-    memset(ws->first, 0, (p->experts + 1) * sizeof *ws->first);
-    for (uint32_t i = 0; i < picks; i++)
-        ws->first[ws->picked[i] + 1]++;
-    for (uint32_t e = 0; e < p->experts; e++)
-        ws->first[e + 1] += ws->first[e];
-    for (uint32_t i = 0; i < picks; i++) {
-        int32_t pair = ws->first[ws->picked[i]]++;
-        ws->pair_of[i] = pair;
-        ws->pair_row[pair] = (int32_t)(i / p->top_k);
-    }
-    for (uint32_t e = p->experts; e > 0; e--)
-        ws->first[e] = ws->first[e - 1];
-    ws->first[0] = 0;
-}
 
 static uint32_t pairs_of(const bxn_workspace *ws, uint32_t expert)
 {
@@ -87,13 +39,11 @@ static bitaxon_status route(moe_context *c)
     for (uint32_t t = 0; t < c->tokens; t++) {
         if (bxn_cancelled(c->exec->cancel))
             return BITAXON_CANCELLED;
-        if (!route_row(ws->route + t * ws->ld_x, p, ws->picked + (size_t)t * p->top_k,
-                       ws->weight + (size_t)t * p->top_k))
-            return bxn_fail(c->exec->error, BITAXON_FORMAT,
-                            "layer %u: the router gave a value that is not finite (token %u of the pass)",
-                            c->layer, t);
+        if (!bxn_route_row(ws->route + t * ws->ld_x, p->experts, p->top_k, ws->picked + (size_t)t * p->top_k,
+                           ws->weight + (size_t)t * p->top_k))
+            return bxn_route_fail(c->exec->error, c->layer, t);
     }
-    group_pairs(ws, p, c->tokens);
+    bxn_route_group(ws->picked, c->tokens, p->experts, p->top_k, ws->first, ws->pair_row, ws->pair_of);
     c->used = 0;
     for (uint32_t e = 0; e < p->experts; e++)
         if (pairs_of(ws, e) != 0)

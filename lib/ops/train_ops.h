@@ -79,6 +79,9 @@ bitaxon_status bxn_train_linear(bxn_train_pass *pass, const bxn_weight *w, const
 bitaxon_status bxn_linear_backward(bxn_train_pass *pass, const bxn_weight *w, const float *x, size_t ldx,
                                    const float *y, size_t ldy, const float *dy, size_t lddy, uint32_t rows,
                                    uint32_t first_row, float *dx, size_t lddx, bool add);
+/* Columns 128 * begin ... of y = x W without adapters, or added to y, within a task. */
+void bxn_product_transposed(const bxn_exec *exec, const bxn_weight *w, uint32_t begin, uint32_t end,
+                            const bxn_mm_args *args, bool add);
 /* Scratch of both, for at most `rows` rows, and of bxn_dora_gains; rank: of the adapters in force together. */
 size_t bxn_train_linear_bytes(const bxn_weight *w, uint32_t rank, uint32_t rows);
 

@@ -80,7 +80,8 @@ bitaxon_status bxn_loss_backward(bxn_train_pass *pass, const bxn_model *model, c
                                  float *dh, size_t lddh);
 size_t bxn_loss_bytes(const bxn_model *model, uint32_t rows);
 /* ORPO (Hong et al. 2024; spec 9.7): from logp of all rows, adds to losses and fills the gradient of the
- * summed loss by each logp. Averages are clamped to [-1000, -1e-6]; where they are, no gradient flows. */
+ * summed loss by each logp. Averages in the odds are clamped to [-1000, -1e-6]; where they are, no gradient of the
+ * odds flows. Sums of log-probabilities are of what was not clamped; pairs left out count nowhere else. */
 void bxn_orpo(const bxn_objective_params *params, const bxn_micro_step *step, const float *logp, float *coefficient,
               bxn_losses *losses);
 double bxn_log1mexp(double x); /* log(1 - e^x), x < 0 */

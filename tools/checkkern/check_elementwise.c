@@ -138,6 +138,70 @@ void check_silu_mul(run *r)
     }
 }
 
+void check_silu_mul_backward(run *r)
+{
+    for (size_t i = 0; i < 2 * LENGTHS; i++) {
+        size_t n = length(i % LENGTHS);
+        bool special = i % 8 == 7;
+        float *a = values(r, n, i % 4 == 1 ? 30.0f : 3.0f, special), s = i == 9 ? 0.0f : normal(r);
+        float *b = values(r, n, 1.0f, false), *g = values(r, n, 1.0f, false);
+        float *got = copied(g, n), *plain = copied(g, n), *db = guarded_floats(n), *plain_db = guarded_floats(n);
+        float sum = r->kernels->silu_mul_backward(a, b, got, s, db, n);
+        float plain_sum = r->plain->silu_mul_backward(a, b, plain, s, plain_db, n);
+        double want_sum = 0, size = 0;
+        for (size_t k = 0; k < n; k++) {
+            double v = (double)a[k], sigmoid = 1 / (1 + exp(-v)), rest = 1 / (1 + exp(v)), up = (double)b[k];
+            double scaled = (double)s * (double)g[k], want_db = scaled * v * sigmoid;
+            double want = scaled * up * (sigmoid + v * sigmoid * rest);
+            double parts = fabs(scaled * up) * (sigmoid + fabs(v) * sigmoid * rest); /* the two may cancel */
+            bool use_double = r->is_plain && isfinite(v);
+            double tiny = TINY * (1 + (isfinite(v) ? fabs(v) : 0)); /* where e^-|v| is flushed */
+            double bound = 2 * SILU_ERROR * parts + tiny, factor = use_double ? 1 : 2;
+            compare(r, "da", k, (double)got[k], use_double ? want : (double)plain[k], factor * bound);
+            bound = 2 * SILU_ERROR * fabs(want_db) + tiny;
+            compare(r, "db", k, (double)db[k], use_double ? want_db : (double)plain_db[k], factor * bound);
+            want_sum += (double)g[k] * v * sigmoid * up;
+            size += fabs((double)g[k] * v * sigmoid * up);
+        }
+        bool use_double = r->is_plain && !special;
+        double bound = (((double)n / 16 + 8) * UNIT_ROUNDOFF + 2 * SILU_ERROR) * size + TINY;
+        compare(r, "sum", n, (double)sum, use_double ? want_sum : (double)plain_sum, use_double ? bound : 2 * bound);
+        r->cases++;
+        release_guarded(r, "silu_mul_backward");
+    }
+}
+
+void check_exp_sum(run *r)
+{
+    for (size_t i = 0; i < 2 * LENGTHS; i++) {
+        size_t n = length(i % LENGTHS);
+        bool special = i % 8 == 7 && n > SPECIALS;
+        float *x = values(r, n, i % 4 == 1 ? 60.0f : 3.0f, special), max = 0;
+        for (size_t k = 0; k < n; k++) {
+            if (special && k % 2 == 0)
+                x[k] = k % 4 == 0 ? -INFINITY : -1e4f;
+            if (special && k != 2 && isinf(x[k]) && x[k] > 0)
+                x[k] = -INFINITY;
+            max = x[k] > max ? x[k] : max;
+        }
+        float *got = copied(x, n), *plain = copied(x, n);
+        float sum = r->kernels->exp_sum(got, max, n), plain_sum = r->plain->exp_sum(plain, max, n);
+        double want_sum = 0;
+        bool use_double = r->is_plain && !special;
+        for (size_t k = 0; k < n; k++) {
+            double want = exp((double)(x[k] - max));
+            bool against_double = r->is_plain && !isnan(x[k]);
+            compare(r, "value", k, (double)got[k], against_double ? want : (double)plain[k],
+                    (against_double ? 1 : 2) * EXP_ERROR * want + TINY);
+            want_sum += want;
+        }
+        double bound = (((double)n / 16 + 8) * UNIT_ROUNDOFF + EXP_ERROR) * want_sum + TINY;
+        compare(r, "sum", n, (double)sum, use_double ? want_sum : (double)plain_sum, use_double ? bound : 2 * bound);
+        r->cases++;
+        release_guarded(r, "exp_sum");
+    }
+}
+
 void check_to_f16(run *r)
 {
     for (size_t i = 0; i < 2 * LENGTHS; i++) {

@@ -36,6 +36,7 @@ const entry entries[] = {
     ENTRY(quant_x, INTEGER),      ENTRY(mm_f32, COMMON),        ENTRY(mm_f16, COMMON),
     ENTRY(mm_bf16, COMMON),       ENTRY(block_sums, COMMON),    ENTRY(rmsnorm, COMMON),
     ENTRY(add, COMMON),           ENTRY(scale_add, COMMON),     ENTRY(silu_mul, COMMON),
+    ENTRY(silu_mul_backward, COMMON), ENTRY(exp_sum, COMMON),
     ENTRY(conv_silu, COMMON),     ENTRY(scan, COMMON),          ENTRY(to_f16, COMMON),
     ENTRY(attention_f16, COMMON), ENTRY(attention_f32, COMMON), ENTRY(attention_i8, COMMON),
     ENTRY(attention_q4, COMMON),  ENTRY(attention_merge, COMMON), ENTRY(quant_i8, COMMON),

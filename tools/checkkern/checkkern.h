@@ -92,6 +92,8 @@ void check_rmsnorm(run *r);
 void check_add(run *r);
 void check_scale_add(run *r);
 void check_silu_mul(run *r);
+void check_silu_mul_backward(run *r);
+void check_exp_sum(run *r);
 void check_conv_silu(run *r);
 void check_scan(run *r);
 void check_scan_backward(run *r);

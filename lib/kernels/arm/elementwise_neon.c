@@ -68,6 +68,38 @@ void bxn_silu_mul_neon(float *a, const float *b, size_t n)
     }
 }
 
+float bxn_silu_mul_backward_neon(const float *a, const float *b, float *g, float s, float *db, size_t n)
+{
+    const float32x4_t one = vdupq_n_f32(1.0f), zero = vdupq_n_f32(0.0f);
+    float32x4_t sums[4] = {zero, zero, zero, zero};
+    for (size_t i = 0; i < n; i += 4) {
+        float32x4_t v = load_first(a + i, n - i), up = load_first(b + i, n - i), dh = load_first(g + i, n - i);
+        float32x4_t e = exp_nonpositive(negative_abs(v)), inverse = vdivq_f32(one, vaddq_f32(one, e));
+        float32x4_t far = vmulq_f32(e, inverse), scaled = vmulq_f32(vdupq_n_f32(s), dh);
+        uint32x4_t negative = vcltzq_f32(v);
+        float32x4_t gate = vbslq_f32(negative, far, inverse), rest = vbslq_f32(negative, inverse, far);
+        float32x4_t silu = vmulq_f32(v, gate);
+        sums[i / 4 % 4] = vfmaq_f32(sums[i / 4 % 4], dh, vmulq_f32(silu, up));
+        store_first(g + i, n - i, vmulq_f32(vmulq_f32(scaled, up), vfmaq_f32(gate, silu, rest)));
+        store_first(db + i, n - i, vmulq_f32(scaled, silu));
+    }
+    return tree_sum(sums[0], sums[1], sums[2], sums[3]);
+}
+
+float bxn_exp_sum_neon(float *x, float max, size_t n)
+{
+    const float32x4_t most = vdupq_n_f32(max), zero = vdupq_n_f32(0.0f);
+    const uint32x4_t lane = {0, 1, 2, 3};
+    float32x4_t sums[4] = {zero, zero, zero, zero};
+    for (size_t i = 0; i < n; i += 4) {
+        float32x4_t e = exp_nonpositive(vsubq_f32(load_first(x + i, n - i), most));
+        uint32x4_t inside = vcltq_u32(lane, vdupq_n_u32((uint32_t)(n - i < 4 ? n - i : 4)));
+        store_first(x + i, n - i, e);
+        sums[i / 4 % 4] = vaddq_f32(sums[i / 4 % 4], vbslq_f32(inside, e, zero));
+    }
+    return tree_sum(sums[0], sums[1], sums[2], sums[3]);
+}
+
 void bxn_to_f16_neon(const float *x, size_t n, uint16_t *y)
 {
     for (size_t i = 0; i < n; i += 4) {

@@ -52,6 +52,28 @@ void bxn_silu_mul_ref(float *a, const float *b, size_t n)
         a[i] = a[i] * (1.0f / (1.0f + expf(-a[i]))) * b[i];
 }
 
+float bxn_silu_mul_backward_ref(const float *a, const float *b, float *g, float s, float *db, size_t n)
+{
+    float lanes[16] = {0};
+    for (size_t i = 0; i < n; i++) {
+        float e = expf(-fabsf(a[i])), inverse = 1.0f / (1.0f + e);
+        float sigmoid = a[i] < 0 ? e * inverse : inverse, rest = a[i] < 0 ? inverse : e * inverse;
+        float silu = a[i] * sigmoid, scaled = s * g[i];
+        lanes[i % 16] += g[i] * (silu * b[i]);
+        g[i] = scaled * b[i] * (sigmoid + silu * rest);
+        db[i] = scaled * silu;
+    }
+    return tree_sum(lanes);
+}
+
+float bxn_exp_sum_ref(float *x, float max, size_t n)
+{
+    float lanes[16] = {0};
+    for (size_t i = 0; i < n; i++)
+        lanes[i % 16] += x[i] = expf(x[i] - max);
+    return tree_sum(lanes);
+}
+
 void bxn_to_f16_ref(const float *x, size_t n, uint16_t *y)
 {
     for (size_t i = 0; i < n; i++) {

@@ -72,6 +72,43 @@ void bxn_silu_mul_avx512(float *a, const float *b, size_t n)
     FOR_VECTORS(SILU_MUL);
 }
 
+float bxn_silu_mul_backward_avx512(const float *a, const float *b, float *g, float s, float *db, size_t n)
+{
+    const __m512 one = _mm512_set1_ps(1.0f), scale = _mm512_set1_ps(s);
+    __m512 sum = _mm512_setzero_ps();
+#define SILU_MUL_BACKWARD(i, mask)                                                                 \
+    do {                                                                                           \
+        __m512 v = _mm512_maskz_loadu_ps(mask, a + (i)), up = _mm512_maskz_loadu_ps(mask, b + (i)); \
+        __m512 dh = _mm512_maskz_loadu_ps(mask, g + (i)), scaled = _mm512_mul_ps(scale, dh);       \
+        __m512 e = exp_nonpositive(_mm512_or_ps(v, _mm512_set1_ps(-0.0f)));                        \
+        __m512 inverse = _mm512_div_ps(one, _mm512_add_ps(one, e)), far = _mm512_mul_ps(e, inverse); \
+        __mmask16 negative = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ);               \
+        __m512 gate = _mm512_mask_blend_ps(negative, inverse, far);                                \
+        __m512 rest = _mm512_mask_blend_ps(negative, far, inverse), silu_v = _mm512_mul_ps(v, gate); \
+        sum = _mm512_fmadd_ps(dh, _mm512_mul_ps(silu_v, up), sum);                                 \
+        _mm512_mask_storeu_ps(g + (i), mask,                                                       \
+                              _mm512_mul_ps(_mm512_mul_ps(scaled, up),                             \
+                                            _mm512_fmadd_ps(silu_v, rest, gate)));                 \
+        _mm512_mask_storeu_ps(db + (i), mask, _mm512_mul_ps(scaled, silu_v));                      \
+    } while (0)
+    FOR_VECTORS(SILU_MUL_BACKWARD);
+    return tree_sum(sum);
+}
+
+float bxn_exp_sum_avx512(float *x, float max, size_t n)
+{
+    const __m512 most = _mm512_set1_ps(max);
+    __m512 sum = _mm512_setzero_ps();
+#define EXP_SUM(i, mask)                                                                           \
+    do {                                                                                           \
+        __m512 e = exp_nonpositive(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x + (i)), most));     \
+        sum = _mm512_add_ps(sum, _mm512_maskz_mov_ps(mask, e));                                    \
+        _mm512_mask_storeu_ps(x + (i), mask, e);                                                   \
+    } while (0)
+    FOR_VECTORS(EXP_SUM);
+    return tree_sum(sum);
+}
+
 void bxn_to_f16_avx512(const float *x, size_t n, uint16_t *y)
 {
     const __m512 limit = _mm512_set1_ps(65504.0f), low = _mm512_set1_ps(-65504.0f);
