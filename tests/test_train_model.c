@@ -122,7 +122,8 @@ static void test_gradients_of_every_tier(void **state)
     }
 }
 
-/* (L(p + h d) - L(p - h d)) / 2 h = <g, d> in the direction d of the gradient. */
+/* (L(p + h d) - L(p - h d)) / 2 h = <g, d> in the direction d of the gradient. Of models whose rows are far from
+ * another choice of experts, where the loss jumps. */
 static void check_differences(const char *name)
 {
     training t;
@@ -137,7 +138,7 @@ static void check_differences(const char *name)
     for (size_t i = 0; i < p->floats; i++)
         slope += (double)p->grad[i] * (double)p->grad[i];
     slope = sqrt(slope);
-    double h = 2e-3 * losses.loss / slope, side[2];
+    double h = 3e-4 * losses.loss / slope, side[2];
     memcpy(start, p->value, p->floats * sizeof *start);
     for (size_t i = 0; i < p->floats; i++)
         direction[i] = (float)((double)p->grad[i] / slope);
@@ -147,7 +148,7 @@ static void check_differences(const char *name)
         values_changed(&t);
         memset(&losses, 0, sizeof losses);
         CHECK(run_step(&t, &t.steps[0], NULL, NULL, &losses));
-        side[s] = losses.loss;
+        side[s] = losses.loss + (double)t.objective.balance * losses.balance;
     }
     double found = (side[0] - side[1]) / (2 * h);
     print_message("%s: slope %.6g, by differences %.6g\n", name, slope, found);
@@ -160,9 +161,9 @@ static void check_differences(const char *name)
 static void test_differences(void **state)
 {
     (void)state;
-    check_differences("full");
-    check_differences("lora");
-    check_differences("dora_exact");
+    check_differences("grad_extensions");
+    check_differences("grad_one_expert");
+    check_differences("grad_dora_half");
     check_differences("orpo_nf4");
 }
 
@@ -177,7 +178,7 @@ static void check_run(const char *name)
     double *want = fixture_copy(&t.f, "losses", "F64", 8, &n), *norms = fixture_copy(&t.f, "norms", "F64", 8, NULL);
     double *rates = fixture_copy(&t.f, "rates", "F64", 8, NULL);
     double worst = 0, worst_norm = 0, first = 0, last = 0;
-    bxn_exec exec = { .kernels = &t.core->kernels, .pool = t.core->pool, .ws = &t.runner.ws, .error = &error };
+    bxn_exec exec = { .kernels = &t.core->kernels, .pool = t.core->pool, .error = &error };
     assert_int_equal(n, t.updates);
     for (uint32_t u = 0; u < t.updates; u++) {
         double weight = run_update(&t, u, &losses), norm = 0, loss = losses.loss / weight;

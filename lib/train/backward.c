@@ -52,23 +52,13 @@ static size_t scratch_bytes(const bxn_config *config, uint32_t rows, uint32_t ra
     return bytes;
 }
 
-/* What one product reads of its inputs besides (bxn_inputs_make): of BXN_TILE rows of the widest. */
-static size_t inputs_bytes(const bxn_config *config)
-{
-    size_t D = config->hidden_dim, E = D * config->ssm_expand;
-    size_t width = most(most(D, E), most(config->d_source_model, config->moe_intermediate_dim));
-    return most(BXN_TILE * bxn_input_bytes(width), bxn_tiled_input_bytes(width, BXN_TILE, BXN_TILE / 16));
-}
-
 /* Walks the table twice: first with memory NULL to add up, then to place. */
 static size_t place(const bxn_config *config, uint32_t rows, uint32_t rank, bool full, bxn_runner *runner)
 {
-    bxn_workspace *ws = &runner->ws;
-    ws->ld_d = bxn_round_up(config->hidden_dim, BXN_UNIT_COLS);
-    ws->ld_s = bxn_round_up(config->d_source_model, BXN_UNIT_COLS);
-    ws->inputs_bytes = inputs_bytes(config);
+    runner->ld_d = bxn_round_up(config->hidden_dim, BXN_UNIT_COLS);
+    runner->ld_s = bxn_round_up(config->d_source_model, BXN_UNIT_COLS);
     runner->scratch.bytes = scratch_bytes(config, rows, rank, full);
-    size_t d = rows * ws->ld_d * sizeof(float), s = bxn_round_up(rows * ws->ld_s * sizeof(float), BXN_ALIGN);
+    size_t d = rows * runner->ld_d * sizeof(float), s = bxn_round_up(rows * runner->ld_s * sizeof(float), BXN_ALIGN);
     unsigned char *ends = NULL;
     const struct {
         void *slot; /* of the pointer to set */
@@ -82,7 +72,6 @@ static size_t place(const bxn_config *config, uint32_t rows, uint32_t rank, bool
         { &ends, most(2 * s, d) },
         { &runner->logp, rows * sizeof(float) },
         { &runner->coefficient, rows * sizeof(float) },
-        { &ws->inputs, ws->inputs_bytes },
         { &runner->scratch.memory, runner->scratch.bytes },
     };
     size_t offset = 0;
@@ -181,12 +170,12 @@ static bitaxon_status norm_rows(run *r, const float *x, const float *w)
 static void embed_task(void *context, uint32_t row)
 {
     const run *r = context;
-    bxn_weight_row(&r->model->embed, (uint32_t)r->step->tokens[row], r->runner->s + row * r->runner->ws.ld_s);
+    bxn_weight_row(&r->model->embed, (uint32_t)r->step->tokens[row], r->runner->s + row * r->runner->ld_s);
 }
 
 static bitaxon_status embed_rows(run *r)
 {
-    bxn_pad_rows(r->runner->s, r->runner->ws.ld_s, r->model->embed.cols, r->pass.rows);
+    bxn_pad_rows(r->runner->s, r->runner->ld_s, r->model->embed.cols, r->pass.rows);
     return bxn_rows_run(&r->pass.exec, r->pass.rows, embed_task, r);
 }
 
@@ -202,7 +191,7 @@ static void scatter_task(void *context, uint32_t item, uint32_t begin, uint32_t 
     (void)item;
     for (uint32_t t = 0; t < r->pass.rows; t++)
         r->pass.exec.kernels->add(w + (size_t)r->step->tokens[t] * cols + first,
-                                  r->runner->ds + t * r->runner->ws.ld_s + first, last - first);
+                                  r->runner->ds + t * r->runner->ld_s + first, last - first);
 }
 
 static bitaxon_status embed_backward(run *r)
@@ -303,15 +292,15 @@ static bitaxon_status forward(run *r)
     bitaxon_status status = embed_rows(r);
     bxn_pad_rows(stream_at(r, 0), r->ld, r->dim, rows);
     if (status == BITAXON_OK)
-        status = bxn_train_linear(&r->pass, &model->input_proj, b->s, b->ws.ld_s, rows, stream_at(r, 0), r->ld);
+        status = bxn_train_linear(&r->pass, &model->input_proj, b->s, b->ld_s, rows, stream_at(r, 0), r->ld);
     for (uint32_t i = 0; i < count && status == BITAXON_OK; i++)
         status = sublayer_forward(r, i);
     if (status == BITAXON_OK && model->final_norm != NULL)
         status = norm_rows(r, stream_at(r, count), model->final_norm);
-    bxn_pad_rows(b->s, b->ws.ld_s, model->output_proj.rows, rows);
+    bxn_pad_rows(b->s, b->ld_s, model->output_proj.rows, rows);
     if (status == BITAXON_OK)
         status = bxn_train_linear(&r->pass, &model->output_proj, model->final_norm != NULL ? b->n : stream_at(r, count),
-                                  r->ld, rows, b->s, b->ws.ld_s);
+                                  r->ld, rows, b->s, b->ld_s);
     return status;
 }
 
@@ -325,8 +314,8 @@ static bitaxon_status top_backward(run *r)
     bool normed = model->final_norm != NULL;
     float *out = normed ? b->r : b->dx;
     bxn_pad_rows(out, r->ld, r->dim, rows);
-    bitaxon_status status = bxn_linear_backward(&r->pass, &model->output_proj, normed ? b->n : top, r->ld, b->s, b->ws.ld_s,
-                                                b->ds, b->ws.ld_s, rows, 0, out, r->ld, false);
+    bitaxon_status status = bxn_linear_backward(&r->pass, &model->output_proj, normed ? b->n : top, r->ld, b->s, b->ld_s,
+                                                b->ds, b->ld_s, rows, 0, out, r->ld, false);
     if (status != BITAXON_OK || !normed)
         return status;
     memset(b->dx, 0, rows * r->ld * sizeof *b->dx);
@@ -345,10 +334,10 @@ static bitaxon_status bottom_backward(run *r)
     if (!embedding && in->w == NULL && in->a == NULL && in->b == NULL && in->m == NULL)
         return BITAXON_OK;
     bitaxon_status status = embed_rows(r);
-    bxn_pad_rows(b->ds, b->ws.ld_s, model->input_proj.cols, rows);
+    bxn_pad_rows(b->ds, b->ld_s, model->input_proj.cols, rows);
     if (status == BITAXON_OK)
-        status = bxn_linear_backward(&r->pass, &model->input_proj, b->s, b->ws.ld_s, stream_at(r, 0), r->ld, b->dx, r->ld,
-                                     rows, 0, embedding ? b->ds : NULL, b->ws.ld_s, false);
+        status = bxn_linear_backward(&r->pass, &model->input_proj, b->s, b->ld_s, stream_at(r, 0), r->ld, b->dx, r->ld,
+                                     rows, 0, embedding ? b->ds : NULL, b->ld_s, false);
     return status == BITAXON_OK && embedding ? embed_backward(r) : status;
 }
 
@@ -369,13 +358,13 @@ static bitaxon_status sft_loss(run *r, bxn_losses *losses)
     const bxn_micro_step *step = r->step;
     bitaxon_status status;
     if (r->grads == NULL) {
-        status = bxn_loss_logprobs(&r->pass, r->model, b->s, b->ws.ld_s, step->labels, step->rows, b->logp);
+        status = bxn_loss_logprobs(&r->pass, r->model, b->s, b->ld_s, step->labels, step->rows, b->logp);
     } else {
         for (uint32_t t = 0; t < step->rows; t++)
             b->coefficient[t] = step->labels[t] >= 0 ? -1.0f : 0.0f;
-        bxn_pad_rows(b->ds, b->ws.ld_s, r->model->output_proj.rows, step->rows);
-        status = bxn_loss_backward(&r->pass, r->model, b->s, b->ws.ld_s, step->labels, b->coefficient, step->rows, b->logp,
-                                   b->ds, b->ws.ld_s);
+        bxn_pad_rows(b->ds, b->ld_s, r->model->output_proj.rows, step->rows);
+        status = bxn_loss_backward(&r->pass, r->model, b->s, b->ld_s, step->labels, b->coefficient, step->rows, b->logp,
+                                   b->ds, b->ld_s);
     }
     for (uint32_t t = 0; t < step->rows && status == BITAXON_OK; t++)
         if (step->labels[t] >= 0) {
@@ -390,15 +379,15 @@ static bitaxon_status orpo_loss(run *r, const bxn_objective_params *objective, b
     bxn_runner *b = r->runner;
     const bxn_micro_step *step = r->step;
     bitaxon_status status =
-        bxn_loss_logprobs(&r->pass, r->model, b->s, b->ws.ld_s, step->labels, step->rows, b->logp);
+        bxn_loss_logprobs(&r->pass, r->model, b->s, b->ld_s, step->labels, step->rows, b->logp);
     if (status != BITAXON_OK)
         return status;
     bxn_orpo(objective, step, b->logp, b->coefficient, losses);
     if (r->grads == NULL)
         return BITAXON_OK;
-    bxn_pad_rows(b->ds, b->ws.ld_s, r->model->output_proj.rows, step->rows);
-    return bxn_loss_backward(&r->pass, r->model, b->s, b->ws.ld_s, step->labels, b->coefficient, step->rows, NULL, b->ds,
-                             b->ws.ld_s);
+    bxn_pad_rows(b->ds, b->ld_s, r->model->output_proj.rows, step->rows);
+    return bxn_loss_backward(&r->pass, r->model, b->s, b->ld_s, step->labels, b->coefficient, step->rows, NULL, b->ds,
+                             b->ld_s);
 }
 
 /* ---- entry -------------------------------------------------------------------------------------------- */
@@ -443,15 +432,14 @@ bitaxon_status bxn_runner_step(bxn_runner *runner, const bxn_micro_step *step, c
         undropped.dropout = 0;
         adapters = &undropped;
     }
-    run r = { .pass = { .exec = { .kernels = &model->kernels, .pool = runner->pool, .cancel = cancel, .ws = &runner->ws,
+    run r = { .pass = { .exec = { .kernels = &model->kernels, .pool = runner->pool, .cancel = cancel,
                                   .adapters = adapters, .error = error },
                         .rows = step->rows, .documents = step->documents, .document_count = step->document_count,
                         .scratch = runner->scratch, .grads = grads != NULL ? grads->weights : NULL,
                         .balance = objective->balance },
               .runner = runner, .model = model, .step = step, .grads = grads, .dim = model->config.hidden_dim,
-              .ld = runner->ws.ld_d, .eps = (float)model->config.rms_norm_eps };
+              .ld = runner->ld_d, .eps = (float)model->config.rms_norm_eps };
     bxn_losses sums = *losses;
-    runner->ws.inputs_used = 0;
     uint64_t mode = bxn_float_enter(); /* rows that the caller computes itself are like those of tasks */
     status = forward(&r);
     if (status == BITAXON_OK)

@@ -102,7 +102,7 @@ typedef struct bxn_runner {
     uint32_t rows;
     uint32_t rank; /* of the adapter that trains, 0: none */
     bool full;     /* weights and vectors train */
-    bxn_workspace ws;
+    size_t ld_d, ld_s; /* of rows of D and of S */
     void *memory;
     size_t bytes;
     bxn_scratch scratch; /* of ops */
