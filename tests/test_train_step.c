@@ -93,6 +93,31 @@ static void test_threads(void **state)
     check_threads("grad_odd_sizes");
 }
 
+/* ---- dropout ------------------------------------------------------------------------------ */
+
+static double loss_with(training *t, float dropout, uint64_t key, const bxn_model_grads *grads)
+{
+    bxn_losses losses = { 0 };
+    t->adapters.dropout = dropout;
+    t->adapters.dropout_key = key;
+    CHECK(run_step(t, &t->steps[0], grads, NULL, &losses));
+    return losses.loss;
+}
+
+/* Elements are dropped in training alone, by the key of the micro-step. */
+static void test_dropout(void **state)
+{
+    (void)state;
+    training t;
+    training_open(&t, "lora", 2, 0, NULL);
+    double plain = loss_with(&t, 0, 1, t.grads), dropped = loss_with(&t, 0.5f, 1, t.grads);
+    assert_true(loss_with(&t, 0.5f, 1, NULL) == plain);
+    assert_true(dropped != plain);
+    assert_true(loss_with(&t, 0.5f, 1, t.grads) == dropped);
+    assert_true(loss_with(&t, 0.5f, 2, t.grads) != dropped);
+    training_close(&t);
+}
+
 /* ---- cancelling, a host that fails ---------------------------------------------------------- */
 
 /* Runs tasks in order, and at call number `at` cancels, or fails. */
@@ -208,6 +233,37 @@ static void test_told_beforehand(void **state)
         assert_true(t.runner.scratch.most <= t.runner.scratch.bytes);
         training_close(&t);
     }
+}
+
+/* Whether the stream is kept before each sublayer or each layer alone does not show: with room for many rows
+ * it is the latter. */
+static void check_room(const char *name)
+{
+    training t;
+    bxn_losses losses, again;
+    training_open(&t, name, 2, 0, NULL);
+    CHECK(first_step(&t, NULL, &losses));
+    assert_true(t.runner.every);
+    size_t bytes = t.parameters->floats * sizeof(float);
+    float *grad = malloc(bytes);
+    assert_non_null(grad);
+    memcpy(grad, t.parameters->grad, bytes);
+    bxn_runner_free(&t.runner);
+    CHECK(bxn_runner_create(&t.model->mem, t.core, 30000, t.rank, t.rank == 0, &t.runner, &error));
+    assert_false(t.runner.every);
+    CHECK(first_step(&t, NULL, &again));
+    assert_memory_equal(grad, t.parameters->grad, bytes);
+    assert_memory_equal(&losses, &again, sizeof losses);
+    free(grad);
+    training_close(&t);
+}
+
+static void test_room(void **state)
+{
+    (void)state;
+    check_room("full");
+    check_room("dora_exact");
+    check_room("grad_extensions");
 }
 
 /* The preset that memory is promised for: 2.8 GB with 1.8 GB of weights and 0.1 GB of adapter. */
@@ -498,9 +554,11 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_isolation),
         cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_dropout),
         cmocka_unit_test(test_interrupted),
         cmocka_unit_test(test_cancelled_before),
         cmocka_unit_test(test_told_beforehand),
+        cmocka_unit_test(test_room),
         cmocka_unit_test(test_preset),
         cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_wrong_steps),

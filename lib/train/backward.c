@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* backward.c - one micro-step through the whole model: forward, loss, backward. Called by the trainer.
- * Of the forward only the residual stream at the input of each layer is kept; everything else is
- * computed again by the backward of each op, and of a layer with two sublayers the stream between them too.
+ * Of the forward only the residual stream at the input of each layer is kept (of each sublayer where that
+ * is little); everything else is computed again by the backward of each op, and of a layer with two sublayers
+ * the stream between them too.
  * All buffers lie in one block of a size that follows from the configuration (bxn_runner_bytes), so that a
  * step allocates nothing. Whatever the number of threads, every sum has one order. */
 #include <string.h>
 
 #include "train/bxn_train.h"
+
+#define KEEP_BYTES ((size_t)64 << 20) /* of the stream before all sublayers, rather than to run mixers again */
 
 /* ---- buffers -------------------------------------------------------------------------------- */
 
@@ -58,13 +61,17 @@ static size_t place(const bxn_config *config, uint32_t rows, uint32_t rank, bool
     runner->ld_d = bxn_round_up(config->hidden_dim, BXN_UNIT_COLS);
     runner->ld_s = bxn_round_up(config->d_source_model, BXN_UNIT_COLS);
     runner->scratch.bytes = scratch_bytes(config, rows, rank, full);
+    uint32_t sublayers = 0;
+    for (uint32_t i = 0; i < config->num_layers; i++)
+        sublayers += bxn_config_layer(config, i) == BXN_LAYER_SSM ? 1 : 2;
     size_t d = rows * runner->ld_d * sizeof(float), s = bxn_round_up(rows * runner->ld_s * sizeof(float), BXN_ALIGN);
+    runner->every = sublayers * d <= KEEP_BYTES;
     unsigned char *ends = NULL;
     const struct {
         void *slot; /* of the pointer to set */
         size_t bytes;
     } table[] = {
-        { &runner->x, config->num_layers * d },
+        { &runner->x, (runner->every ? sublayers : config->num_layers) * d },
         { &runner->dx, d },
         { &runner->n, d },
         { &runner->r, d },
@@ -202,22 +209,21 @@ static bitaxon_status embed_backward(run *r)
 
 /* ---- layers ------------------------------------------------------------------------------------ */
 
-/* The residual stream at the input of the layer of a sublayer. */
-static float *kept(const run *r, const bxn_sublayer *sub)
-{
-    return r->runner->x + (size_t)sub->layer * r->runner->rows * r->ld;
-}
-
 static bool begins_layer(const bxn_model *model, uint32_t i)
 {
     return i == 0 || model->sublayers[i].layer != model->sublayers[i - 1].layer;
 }
 
+/* Whether the stream before sublayer i lasts until its backward. */
+static bool kept(const run *r, uint32_t i) { return r->runner->every || begins_layer(r->model, i); }
+
 /* Where the stream lies before sublayer i, and after the last. */
 static float *stream_at(const run *r, uint32_t i)
 {
     const bxn_model *model = r->model;
-    return i < model->sublayer_count && begins_layer(model, i) ? kept(r, &model->sublayers[i]) : r->runner->mid;
+    if (i == model->sublayer_count || !kept(r, i))
+        return r->runner->mid;
+    return r->runner->x + (size_t)(r->runner->every ? i : model->sublayers[i].layer) * r->runner->rows * r->ld;
 }
 
 /* n -> r */
@@ -268,7 +274,7 @@ static bitaxon_status sublayer_backward(run *r, uint32_t i)
     const bxn_sublayer_grads *grads = r->grads->sublayers != NULL ? &r->grads->sublayers[i] : &frozen;
     bxn_runner *b = r->runner;
     bitaxon_status status = BITAXON_OK;
-    if (!begins_layer(r->model, i)) /* the stream behind the mixer, once more */
+    if (!kept(r, i)) /* the stream behind the mixer, once more */
         status = sublayer_forward(r, i - 1);
     if (status == BITAXON_OK)
         status = norm_rows(r, stream_at(r, i), sub->norm);

@@ -106,8 +106,9 @@ typedef struct bxn_runner {
     void *memory;
     size_t bytes;
     bxn_scratch scratch; /* of ops */
-    float *x;     /* residual stream [layers][rows, D] at the inputs of layers */
-    float *mid;   /* within a layer, and after the last */
+    bool every;   /* the residual stream is kept before every sublayer; else before every layer */
+    float *x;     /* what is kept, [*][rows, D] */
+    float *mid;   /* the stream after the last sublayer, and before those that do not keep it */
     float *n, *r; /* input and result of an op, then the gradient of its result */
     float *dx;    /* gradient of the residual stream */
     float *dn;    /* of the input of an op; in the place of s and ds */
