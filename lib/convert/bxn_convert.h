@@ -16,6 +16,20 @@ bitaxon_status bxn_convert_quantize(const bitaxon_convert_params *params, bitaxo
 bitaxon_status bxn_convert_pack(const bitaxon_convert_params *params, bitaxon_error *error);
 bitaxon_status bxn_convert_verify(const bitaxon_convert_params *params, bitaxon_error *error);
 
+/* Where the values of a checkpoint come from: elements first ... of the named tensor, in the layout of files. */
+typedef struct bxn_tensor_values {
+    bitaxon_status (*read)(void *user, const char *name, uint64_t first, size_t count, float *out,
+                           bitaxon_error *error);
+    void *user;
+} bxn_tensor_values;
+
+/* A float checkpoint of `config` with these values in the directory params->output (host and progress are
+ * taken too). source (nullable): files of the model that it was made from, for its tokenizer, metadata and
+ * keys of config.json that are not ours. A value that is not finite is FORMAT naming it. */
+bitaxon_status bxn_convert_write(const bitaxon_convert_params *params, const bxn_config *config,
+                                 bxn_bundle *source, const bxn_tensor_values *values,
+                                 bitaxon_error *error);
+
 /* ---- presets ---------------------------------------------------------------------- */
 
 /* small, medium, default, bitaxon-3b, mini. INVALID_ARGUMENT listing the names. */

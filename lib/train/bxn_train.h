@@ -103,13 +103,17 @@ typedef struct bxn_runner {
     uint32_t rows;
     uint32_t rank; /* of the adapter that trains, 0: none */
     bool full;     /* weights and vectors train */
-    bxn_workspace ws;
+    size_t ld_d, ld_s; /* of rows of D and of S */
     void *memory;
     size_t bytes;
     bxn_scratch scratch; /* of ops */
-    float *x;     /* residual stream [kept][rows, D]: inputs of sublayers, the first of each layer kept */
-    /* further buffers: backward.c */
-    float *dx, *n, *r, *mid, *s, *ds;
+    bool every;   /* the residual stream is kept before every sublayer; else before every layer */
+    float *x;     /* what is kept, [*][rows, D] */
+    float *mid;   /* the stream after the last sublayer, and before those that do not keep it */
+    float *n, *r; /* input and result of an op, then the gradient of its result */
+    float *dx;    /* gradient of the residual stream */
+    float *dn;    /* of the input of an op; in the place of s and ds */
+    float *s, *ds; /* [rows, S]: embeddings, or what the head takes; its gradient */
     float *logp, *coefficient;
 } bxn_runner;
 
@@ -127,13 +131,21 @@ bitaxon_status bxn_runner_step(bxn_runner *runner, const bxn_micro_step *step, c
 /* A model of which everything trains: f32 copies of all weights and vectors in one flat array (padded
  * as kernels want), with A as A_log and a2 derived after each update. The source stays as it is. */
 typedef struct bxn_trainable bxn_trainable;
+/* UNSUPPORTED naming the first weight that is quantised. muon: parameters are marked as its matrices. */
 bitaxon_status bxn_trainable_create(bxn_mem *mem, const bxn_model *source, bool muon, bxn_trainable **out,
                                     bitaxon_error *error);
+/* What it allocates, from the configuration alone (and whether the head is tied); *values: how many train. */
+uint64_t bxn_trainable_bytes(const bxn_model *model, uint64_t *values);
 void bxn_trainable_free(bxn_trainable *trainable);
 const bxn_model *bxn_trainable_model(const bxn_trainable *trainable);
 bxn_parameters *bxn_trainable_parameters(bxn_trainable *trainable);
 const bxn_model_grads *bxn_trainable_grads(const bxn_trainable *trainable);
 void bxn_trainable_updated(bxn_trainable *trainable); /* after values changed: what is derived from them */
+/* Elements first ... of a tensor by its name and in its layout in files (spec 2.2), as bxn_convert_write asks for
+ * them; lm_head.weight of a tied model is the embedding. Parameters of a stack of experts are named one by one,
+ * "layer_1.moe.switch_mlp.up_proj.weight.0". INVALID_ARGUMENT when there is no such tensor. */
+bitaxon_status bxn_trainable_read(const bxn_trainable *trainable, const char *name, uint64_t first, size_t count,
+                                  float *out, bitaxon_error *error);
 
 /* ---- optimiser (optimizer.c) ---------------------------------------------------------------------- */
 
