@@ -530,3 +530,52 @@ bitaxon_status bxn_tokenizer_encode(const bxn_tokenizer *t, const char *text, si
     bxn_encoder_close(&e);
     return status;
 }
+
+/* A border at each character tells which of them the first token that is too many begins with. */
+bitaxon_status bxn_tokenizer_encode_part(const bxn_tokenizer *t, const char *text, size_t bytes, size_t most,
+                                         int32_t *ids, size_t *count, size_t *used, bitaxon_error *error)
+{
+    bxn_encoder e;
+    void *memory = NULL;
+    size_t characters = 0, length, keep;
+    for (size_t i = 0; i < bytes; i++)
+        characters += ((uint8_t)text[i] & 0xC0) != 0x80;
+    size_t border_bytes = characters * sizeof(bxn_border);
+    bitaxon_status status = bxn_encoder_open(t, BXN_TOKEN_SPECIAL, &e, error);
+    if (status != BITAXON_OK)
+        return status;
+    status = bxn_alloc(t->mem, border_bytes, "borders of characters", &memory, error);
+    if (status != BITAXON_OK)
+        goto done;
+    e.borders = memory;
+    e.border_count = characters;
+    for (size_t i = 0, at = 0; at < bytes; i++, at += length) {
+        bxn_utf8_read(text + at, &length);
+        e.borders[i] = (bxn_border){.offset = at};
+    }
+    status = bxn_encoder_text(&e, text, bytes);
+    if (status != BITAXON_OK)
+        goto done;
+    *used = bytes;
+    keep = e.ids.count;
+    if (keep > most) {
+        keep = most;
+        while (keep > 0) { /* a token that begins with a character's first byte */
+            const bxn_token *token = &t->tokens[e.ids.data[keep]];
+            if (token->length == 0 || ((uint8_t)t->pool[token->offset] & 0xC0) != 0x80)
+                break;
+            keep--;
+        }
+        size_t last = characters;
+        while (last > 0 && e.borders[last - 1].mark > keep)
+            last--;
+        *used = last > 0 ? e.borders[last - 1].offset : 0;
+    }
+    memcpy(ids, e.ids.data, keep * sizeof *ids);
+    *count = keep;
+
+done:
+    bxn_free(t->mem, memory, border_bytes);
+    bxn_encoder_close(&e);
+    return status;
+}

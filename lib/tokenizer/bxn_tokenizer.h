@@ -30,6 +30,10 @@ uint32_t bxn_tokenizer_size(const bxn_tokenizer *tokenizer);
 bitaxon_status bxn_tokenizer_encode(const bxn_tokenizer *tokenizer, const char *text, size_t bytes,
                                     uint32_t flags, int32_t *ids, size_t capacity, size_t *need,
                                     bitaxon_error *error);
+/* Ids of the beginning of a text: at most `most` (4 or more) into ids, cut where a character begins. *used: bytes of
+ * the text that they stand for, all when all fit. The text is valid UTF-8; its special tokens stay text. */
+bitaxon_status bxn_tokenizer_encode_part(const bxn_tokenizer *tokenizer, const char *text, size_t bytes, size_t most,
+                                         int32_t *ids, size_t *count, size_t *used, bitaxon_error *error);
 /* The bytes of one token; *special tells a control token. False: no such id. */
 bool bxn_tokenizer_piece(const bxn_tokenizer *tokenizer, int32_t id, const char **bytes,
                          size_t *count, bool *special);

@@ -25,9 +25,10 @@ typedef struct bxn_dataset bxn_dataset;
 
 typedef struct bxn_dataset_facts {
     uint64_t examples, bad_lines, empty; /* empty: no token counts; found while opening */
-    uint64_t tokens, counted;            /* of all examples as they train */
-    uint64_t cut;                        /* examples that were longer than max_tokens */
+    uint64_t tokens, counted;            /* of all examples as they train; the first of an example never counts */
+    uint64_t cut;                        /* examples that were longer than max_tokens; texts go on instead */
     uint64_t cut_empty;                  /* of those, without a counted token afterwards: left out */
+    uint32_t vocabulary;                 /* 1 + the highest token: the model must have as many */
     uint8_t id[16];                      /* of path-independent content and parameters */
 } bxn_dataset_facts;
 
@@ -45,20 +46,23 @@ void bxn_dataset_facts_get(const bxn_dataset *dataset, bxn_dataset_facts *out);
 
 /* Where a run stands. */
 typedef struct bxn_cursor {
-    uint64_t epoch, index; /* the next example is order(epoch)[index] */
+    uint64_t epoch, index; /* the next example is order(epoch)[index]; not isolated: the next block of the epoch */
 } bxn_cursor;
 
 /* Packing: examples in the order of hash(seed, epoch) (a Feistel permutation, no memory) go one after another
  * into blocks of block_tokens, first come first placed; an example that does not fit ends the block and begins
- * the next one (nothing is split: max_tokens <= block_tokens). A micro-step is `blocks` blocks. ORPO: `blocks`
- * pairs. isolate false: a block is one document, examples separated by `separator`, split where a block
- * is full (the original's way). */
+ * the next one (nothing is split: no example is longer than block_tokens). A micro-step is `blocks` blocks, fewer at
+ * the end of an epoch. ORPO: `blocks` pairs. isolate false: a block is one document, examples separated by
+ * `separator`, split where a block is full (the original's way). */
 typedef struct bxn_packing {
     uint32_t block_tokens, blocks;
     bool isolate, shuffle;
     int32_t separator;
     uint64_t seed;
-    uint32_t rank, ranks; /* of machines that share the data: micro-step i of all belongs to rank i % ranks; ranks 0: 1 */
+    /* Of machines that share the data: micro-step i of all belongs to rank i % ranks; ranks 0: 1. A call moves the cursor
+     * behind `ranks` micro-steps, so that all machines have the same cursor. Without loop the last of them may
+     * find nothing left (rows 0) where the first still do. */
+    uint32_t rank, ranks;
 } bxn_packing;
 
 typedef struct bxn_packer bxn_packer;

@@ -579,6 +579,78 @@ check "eval is quiet on stderr in a pipe" test ! -s "$err"
 printf 'x' >"$dir/short"
 fails "text too short" 1 "too few" eval "$mini" "$dir/short"
 fails "no text" 1 "no-such-file" eval "$mini" "$dir/no-such-file"
+fails "eval of nothing" 2 "nothing to evaluate" eval "$mini"
+fails "eval of two things" 2 "one at a time" eval "$mini" "$dir/corpus" --choices c
+fails "eval: --limit of a text" 2 "are for --choices" eval "$mini" "$dir/corpus" --limit 3
+fails "eval: --stride of questions" 2 "are for the text" eval "$mini" --questions q --stride 3
+
+# The greedy continuation is the likeliest token, and the right answer of a question about it.
+run run "$mini" "The quick" --greedy --max-tokens 1 --json
+token=$(json text)
+run run "$mini" "The quick" --chat --greedy --max-tokens 8 --json
+answer=$(json text)
+cat >"$dir/choices" <<END
+{"question": "The quick", "choices": [" fox", $token, $token], "answer": 1}
+
+{"question": "The quick", "choices": [$token, " fox"], "answer": 1, "more": null}
+{"question": "The quick", "choices": [" fox", $token], "answer": 1}
+END
+run eval "$mini" --choices "$dir/choices" --raw --show 9 --json
+check "eval --choices" exits 0
+check "eval --choices: right ones" test "$(json correct)/$(json items)" = 2/3
+check "eval --choices: the other is shown" test "$(json line) $(json answer) $(json expected)" = \
+    "3 $token \" fox\""
+check "eval --choices: standard error, chance" awk -v p="$(json accuracy)" \
+    -v e="$(json standard_error)" -v c="$(json chance)" 'BEGIN {
+        a = sqrt(p * (1 - p) / 3) - e; b = c - (1 / 3 + 1 / 2 + 1 / 2) / 3
+        exit !(a * a < 1e-12 && b * b < 1e-12) }'
+score=$(sed -n '/"scores"/{n;n;p;}' "$out" | tr -d ' ,')
+printf 'The quick fox' >"$dir/long"
+printf 'The quick' >"$dir/short"
+sum() {
+    run eval "$mini" "$1" --json
+    awk -v nll="$(json nll)" -v n="$(json scored_tokens)" 'BEGIN { printf "%.9g", nll * n }'
+}
+check "eval --choices: the score is that of the text behind the question" awk \
+    -v long="$(sum "$dir/long")" -v short="$(sum "$dir/short")" -v score="$score" \
+    'BEGIN { d = score + long - short; exit !(score < -1 && d * d < 1e-6) }'
+run eval "$mini" --choices "$dir/choices" --raw --limit 1
+check "eval --choices --limit" grep -q '^accuracy  *1.0000 +- 0.0000 (1 of 1)$' "$out"
+run eval "$mini" --choices "$dir/choices"
+check "eval --choices with the chat template" exits 0
+
+cat >"$dir/questions" <<END
+{"question": "The quick", "answer": ["no", $answer]}
+{"messages": [{"role": "user", "content": "The quick"}], "answer": $answer}
+{"question": "The quick", "answer": "no"}
+END
+run eval "$mini" --questions "$dir/questions" --answer-tokens 8 --show 1
+check "eval --questions" grep -q '^accuracy  *0.6667 +- 0.2722 (2 of 3)$' "$out"
+check "eval --questions: the wrong one is shown" grep -q '^line 3: expected "no", got ' "$out"
+check "eval --questions is quiet on stderr in a pipe" test ! -s "$err"
+run eval "$mini" --questions "$dir/questions" --answer-tokens 8 --json
+check "eval --questions --json" test "$(json correct)/$(json items) $(json kind)" = '2/3 "questions"'
+
+bad_items() { # NAME PATTERN KIND RECORD
+    printf '\n%s\n' "$4" >"$dir/bad-items"
+    fails "eval: $1" 1 "line 2.*$2" eval "$mini" "--$3" "$dir/bad-items"
+}
+bad_items "no JSON" "column" choices '{"question"'
+bad_items "no object" "not an object" questions '[1]'
+bad_items "no question" "needs" questions '{"answer": "a"}'
+bad_items "no text" "needs" questions '{"question": 1, "answer": "a"}'
+bad_items "messages without content" "needs" questions '{"messages": [{"role": "user"}], "answer": "a"}'
+bad_items "no answer" '"answer" is not' questions '{"question": "a"}'
+bad_items "empty list of answers" '"answer" is not' questions '{"question": "a", "answer": []}'
+bad_items "one choice" '"choices" is not' choices '{"question": "a", "choices": ["b"], "answer": 0}'
+bad_items "empty choice" '"choices" is not' choices '{"question": "a", "choices": ["b", ""], "answer": 0}'
+bad_items "index too high" "index" choices '{"question": "a", "choices": ["b", "c"], "answer": 2}'
+bad_items "index below 0" "index" choices '{"question": "a", "choices": ["b", "c"], "answer": -1}'
+bad_items "index no integer" "index" choices '{"question": "a", "choices": ["b", "c"], "answer": "0"}'
+fails "eval: messages with --raw" 1 "line 2.*--raw" eval "$mini" --questions "$dir/questions" --raw
+fails "eval: no records" 1 "no records" eval "$mini" --questions /dev/null
+fails "eval: question beyond the context" 1 "line 1: .*context" eval "$mini" \
+    --questions "$dir/questions" --context 4
 
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

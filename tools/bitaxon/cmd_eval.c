@@ -1,63 +1,36 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* cmd_eval.c - `bitaxon eval`: perplexity and bits per byte of a text file, strided. Windows
+/* cmd_eval.c - `bitaxon eval`: perplexity and bits per byte of a text file, strided (questions and
+ * choices: cmd_eval_items.c). Windows
  * of --context tokens begin every --stride tokens; each is read from an empty cache, and
  * only tokens that no window before has scored count. The first token of a window has
  * nothing before it and is never scored there.
  *
- *   nll       mean of -ln p(token | the tokens before it in its window)
+ *   nll       mean of -ln p(token | the tokens before it in its window), its standard error sd / sqrt(n)
  *   ppl       exp(nll), its standard error ppl * sd / sqrt(n), tokens taken as independent
  *   bits/byte sum of -log2 p over the bytes of the scored tokens */
-#include "tool.h"
+#include "cmd_eval.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "tool_file.h"
-#include "tool_json.h"
-#include "tool_model.h"
-#include "tool_options.h"
-#include "tool_thermal.h"
 
 static const tool_usage usage = {
-    "eval", "MODEL FILE",
+    "eval", "MODEL [FILE]",
     "Perplexity with its standard error, and bits per byte, of the text in FILE ('-':\n"
-    "standard input). The text is read in windows that overlap; each token counts once.",
-    2, 2};
+    "standard input). The text is read in windows that overlap; each token counts once.\n"
+    "With --choices or --questions instead of FILE: the share of right answers.",
+    1, 2};
 
-enum { DEFAULT_CONTEXT = 2048 };
-
-typedef struct eval_args {
-    tool_model_args model;
-    uint64_t context;
-    uint64_t stride;
-    uint64_t max_tokens;
-    tool_thermal thermal;
-    bool json;
-} eval_args;
-
-typedef struct eval_state {
-    const eval_args *args;
-    bitaxon_model *model;
-    bitaxon_session *session;
-    bitaxon_thermal *thermal;
-    tool_progress progress;
-    uint64_t context;
-    uint64_t stride;
-    uint64_t windows;
-    uint64_t work_done; /* tokens read in finished windows */
-    uint64_t work_total;
-    /* of the scored tokens (Welford) */
-    uint64_t scored;
-    double mean;
-    double squares;
-    uint64_t bytes;
-    double seconds;
-} eval_state;
+enum { DEFAULT_CONTEXT = 2048, DEFAULT_ANSWER = 64 };
 
 static int32_t on_progress(void *user, const bitaxon_progress *progress)
 {
     eval_state *state = user;
+    if (state->items) {
+        return tool_signal() != 0;
+    }
     tool_progress_show(&state->progress, BITAXON_STAGE_PREFILL, "scoring", "tokens",
                        state->work_done + progress->done, state->work_total);
     return tool_signal() != 0;
@@ -134,7 +107,8 @@ static void report(const eval_state *state, const char *path, size_t text_bytes,
 {
     double ppl = exp(state->mean);
     double deviation = state->scored > 1 ? sqrt(state->squares / (double)(state->scored - 1)) : NAN;
-    double error = ppl * deviation / sqrt((double)state->scored);
+    double nll_error = deviation / sqrt((double)state->scored);
+    double error = ppl * nll_error;
     double bits = state->bytes != 0
                       ? state->mean * (double)state->scored / log(2.0) / (double)state->bytes
                       : NAN;
@@ -150,6 +124,7 @@ static void report(const eval_state *state, const char *path, size_t text_bytes,
         tool_json_set_integer(object, "stride", state->stride);
         tool_json_set_integer(object, "windows", state->windows);
         tool_json_set_real(object, "nll", state->mean);
+        tool_json_set_real(object, "nll_standard_error", nll_error);
         tool_json_set_real(object, "perplexity", ppl);
         tool_json_set_real(object, "standard_error", error);
         tool_json_set_real(object, "bits_per_byte", bits);
@@ -159,6 +134,7 @@ static void report(const eval_state *state, const char *path, size_t text_bytes,
         return;
     }
     tool_out("perplexity     %.4f +- %.4f\n", ppl, error);
+    tool_out("nll per token  %.4f +- %.4f\n", state->mean, nll_error);
     tool_out("bits per byte  %.4f\n", bits);
     tool_out("scored         %llu of %zu tokens, %llu bytes\n", (unsigned long long)state->scored,
              count, (unsigned long long)state->bytes);
@@ -182,7 +158,9 @@ static int open_session(eval_state *state, const char *path)
         return code;
     }
     state->context = args->context;
-    if (state->context == 0) {
+    if (state->context == 0 && state->items) {
+        state->context = (uint64_t)longest;
+    } else if (state->context == 0) {
         state->context = longest < DEFAULT_CONTEXT ? (uint64_t)longest : DEFAULT_CONTEXT;
     }
     if (state->context > (uint64_t)longest) {
@@ -238,9 +216,31 @@ static int evaluate(eval_state *state, const char *path, const char *text, size_
     return TOOL_OK;
 }
 
+static int check_what(const eval_args *args, int files)
+{
+    int items = (args->choices != NULL) + (args->questions != NULL);
+    if (files + items != 1) {
+        return tool_usage_error(usage.command, "%s", files + items == 0
+                                ? "nothing to evaluate: FILE, --choices or --questions"
+                                : "FILE, --choices and --questions are one at a time");
+    }
+    if (items != 0 && (args->stride != 0 || args->max_tokens != 0)) {
+        return tool_usage_error(usage.command, "--stride and --max-tokens are for the text in FILE");
+    }
+    if (items == 0 && (args->raw || args->limit != 0 || args->show != 0)) {
+        return tool_usage_error(usage.command,
+                                "--raw, --limit and --show are for --choices and --questions");
+    }
+    if (args->context != 0 && args->stride > args->context) {
+        return tool_usage_error(usage.command, "--stride: %llu is more than the context of %llu",
+                                (unsigned long long)args->stride, (unsigned long long)args->context);
+    }
+    return TOOL_OK;
+}
+
 int cmd_eval(int argc, char **argv)
 {
-    eval_args args = {0};
+    eval_args args = {.answer_tokens = DEFAULT_ANSWER};
     const tool_option options[] = {
         TOOL_U64("context", 0, &args.context, 2, TOOL_MAX_INTEGER,
                  "tokens of a window (default: 2048, at most max_seq_len)"),
@@ -248,6 +248,15 @@ int cmd_eval(int argc, char **argv)
                  "tokens from one window's begin to the next's (default: half)"),
         TOOL_U64("max-tokens", 'n', &args.max_tokens, 2, TOOL_MAX_INTEGER,
                  "take only the first N tokens of the text"),
+        TOOL_TEXT("choices", 0, "FILE.jsonl", &args.choices,
+                  "multiple choice: {\"question\", \"choices\": [...], \"answer\": index}"),
+        TOOL_TEXT("questions", 0, "FILE.jsonl", &args.questions,
+                  "{\"question\" or \"messages\", \"answer\": text or list of texts}"),
+        TOOL_FLAG("raw", 0, &args.raw, "questions are read as text, without the chat template"),
+        TOOL_U64("limit", 0, &args.limit, 1, TOOL_MAX_INTEGER, "take only the first N questions"),
+        TOOL_U64("answer-tokens", 0, &args.answer_tokens, 1, TOOL_MAX_INTEGER,
+                 "most tokens of an answer (default: 64)"),
+        TOOL_U64("show", 0, &args.show, 1, TOOL_MAX_INTEGER, "print the first N wrong answers"),
         TOOL_KV_OPTION(&args.model, "f16"),
         TOOL_MODEL_OPTIONS(&args.model),
         TOOL_NO_THERMAL_OPTION(&args.thermal),
@@ -255,6 +264,7 @@ int cmd_eval(int argc, char **argv)
         TOOL_FLAG("json", 0, &args.json, "print one JSON object"),
         TOOL_OPTIONS_END};
     eval_state state = {.args = &args};
+    eval_items items = {0};
     char *text = NULL;
     size_t bytes = 0;
     int first = 0;
@@ -264,12 +274,13 @@ int cmd_eval(int argc, char **argv)
         return code;
     }
     code = tool_model_args_check(usage.command, &args.model);
-    if (code == TOOL_OK && args.context != 0 && args.stride > args.context) {
-        code = tool_usage_error(usage.command, "--stride: %llu is more than the context of %llu",
-                                (unsigned long long)args.stride, (unsigned long long)args.context);
-    }
     if (code == TOOL_OK) {
-        code = tool_read_file(argv[first + 1], &text, &bytes);
+        code = check_what(&args, argc - first - 1);
+    }
+    state.items = args.choices != NULL || args.questions != NULL;
+    if (code == TOOL_OK) {
+        code = state.items ? eval_items_load(&args, &items)
+                           : tool_read_file(argv[first + 1], &text, &bytes);
     }
     if (code == TOOL_OK) {
         code = tool_thermal_open(&args.thermal, &state.thermal);
@@ -278,8 +289,10 @@ int cmd_eval(int argc, char **argv)
         code = open_session(&state, argv[first]);
     }
     if (code == TOOL_OK) {
-        code = evaluate(&state, argv[first + 1], text, bytes);
+        code = state.items ? eval_items_run(&state, &items)
+                           : evaluate(&state, argv[first + 1], text, bytes);
     }
+    eval_items_free(&items);
     free(text);
     bitaxon_session_free(state.session);
     bitaxon_model_free(state.model);

@@ -63,9 +63,8 @@ void tool_conversation_free(tool_conversation *conversation)
     memset(conversation, 0, sizeof *conversation);
 }
 
-/* bitaxon_model_chat into a growing buffer; spans [count] is nullable. */
-static int encode(const bitaxon_model *model, const bitaxon_message *messages, size_t count,
-                  uint32_t flags, tool_tokens *tokens, bitaxon_span *spans)
+int tool_chat_encode(const bitaxon_model *model, const bitaxon_message *messages, size_t count,
+                     uint32_t flags, tool_tokens *tokens, bitaxon_span *spans)
 {
     bitaxon_error error = BITAXON_ERROR_INIT;
     size_t capacity = 256;
@@ -99,7 +98,8 @@ int tool_conversation_tokens(const bitaxon_model *model, const tool_conversation
         messages[i].content = conversation->turns[i].content;
         messages[i].content_bytes = conversation->turns[i].content_bytes;
     }
-    int code = encode(model, messages, conversation->count, BITAXON_CHAT_GENERATE, &whole, spans);
+    int code = tool_chat_encode(model, messages, conversation->count, BITAXON_CHAT_GENERATE, &whole,
+                                spans);
     if (code == TOOL_OK) {
         size_t copied = 0;
         tool_tokens_append(tokens, conversation->base.ids, conversation->base.count);
@@ -141,7 +141,7 @@ int tool_conversation_base(const bitaxon_model *model, const bitaxon_cache *cach
     tool_tokens_append(&conversation->base, ids, (size_t)length);
     free(ids);
 
-    int code = encode(model, &message, 1, 0, &sample, &span);
+    int code = tool_chat_encode(model, &message, 1, 0, &sample, &span);
     if (code != TOOL_OK) {
         tool_tokens_free(&sample);
         return code;

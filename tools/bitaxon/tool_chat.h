@@ -15,6 +15,10 @@ typedef struct tool_tokens {
 void tool_tokens_append(tool_tokens *tokens, const int32_t *ids, size_t count);
 void tool_tokens_free(tool_tokens *tokens);
 
+/* bitaxon_model_chat, appended to tokens; spans [count] is nullable. */
+int tool_chat_encode(const bitaxon_model *model, const bitaxon_message *messages, size_t count,
+                     uint32_t flags, tool_tokens *tokens, bitaxon_span *spans);
+
 typedef struct tool_turn {
     const char *role; /* "system", "user", "assistant" */
     char *content;
