@@ -121,3 +121,97 @@ def all_text(work):
         for line in file:
             record = json.loads(line)
             yield record.get("text") or "\n".join(m["content"] for m in record["messages"])
+
+
+def make_float(work, plan, bitaxon):
+    say("model: random start, then training of all parameters")
+    start, out = os.path.join(work, "start"), os.path.join(work, "float")
+    if not os.path.isdir(start):
+        shape = ["--preset", plan["preset"]] if plan["preset"] else ["--config", os.path.join(work, "config.json")]
+        if not plan["preset"]:
+            with open(shape[1], "w", encoding="utf-8") as file:
+                json.dump(QUICK_CONFIG, file)
+        run(bitaxon, "new", *shape, "--seed", str(SEED), "--tokenizer", os.path.join(work, "tokenizer"), start)
+    train = os.path.join(work, "train")
+    flags = ["--method", "full", "--optimizer", plan.get("optimizer", "adamw"), "--seed", str(SEED),
+             "--steps", str(plan["steps"]), "--warmup", str(plan["warmup"]), "--learning-rate", str(plan["rate"]),
+             "--min-learning-rate", str(plan["rate"] / 20), "--weight-decay", "0.1", "--balance", "0.01",
+             "--block", str(plan["block"]), "--blocks", str(plan["blocks"]), "--accumulate", str(plan["accumulate"]),
+             "--save-every", str(max(10, plan["steps"] // 20)), "--eval-every", str(max(10, plan["steps"] // 20)),
+             "--validation", os.path.join(work, "valid.jsonl"), "--output", train]
+    if os.path.isdir(os.path.join(train, "checkpoints")):
+        flags.append("--resume")
+    run(bitaxon, "train", start, os.path.join(work, "train.jsonl"), *flags)
+    shutil.move(os.path.join(train, "model"), out)
+
+
+def json_of(*command):
+    return json.loads(run(*command, stdout=subprocess.PIPE).stdout)
+
+
+def figures(work, plan, bitaxon, model):
+    """What the card states, by `bitaxon eval` on what training never saw."""
+    out = {"questions": json_of(bitaxon, "eval", model, "--questions", os.path.join(work, "questions.jsonl"), "--json")}
+    if not plan["definitions"]:
+        return out
+    for name in ("novel.txt", "bible.txt"):
+        out[name] = json_of(bitaxon, "eval", model, os.path.join(work, name), "--json")
+    novel, prose = (os.path.join(work, name) for name in ("novel.txt", "prose.txt"))
+    size = os.path.getsize(novel)
+    with open(novel, "rb") as file:
+        packed = subprocess.run(["xz", "-9e", "-c"], stdin=file, stdout=subprocess.PIPE, check=True).stdout
+    out["xz -9e"] = 8 * len(packed) / size
+    if shutil.which("7z"):
+        # The training text before it, less the training text alone: what PPMd needs for the novel.
+        sizes = []
+        for parts in ((prose,), (prose, novel)):
+            joined, archive = os.path.join(work, "joined.txt"), os.path.join(work, "joined.7z")
+            with open(joined, "wb") as to:
+                for part in parts:
+                    with open(part, "rb") as file:
+                        shutil.copyfileobj(file, to)
+            if os.path.exists(archive):
+                os.remove(archive)
+            subprocess.run(["7z", "a", "-m0=PPMd:o=8:mem=1g", archive, joined], check=True, stdout=subprocess.DEVNULL)
+            sizes.append(os.path.getsize(archive))
+            os.remove(joined)
+        out["7z PPMd after the training text"] = 8 * (sizes[1] - sizes[0]) / size
+    return out
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", required=True, help="folder of all results")
+    parser.add_argument("--bitaxon", default="build/bitaxon", help="the command (default: build/bitaxon)")
+    parser.add_argument("--quick", action="store_true", help="a small model of stories alone")
+    args = parser.parse_args()
+    plan = QUICK if args.quick else FULL
+    work, bitaxon = os.path.abspath(args.work), os.path.abspath(args.bitaxon)
+    os.makedirs(work, exist_ok=True)
+    began = time.monotonic()
+    if not os.path.exists(os.path.join(work, "train.jsonl")):
+        say("texts")
+        make_texts(work, plan)
+    tokenizer = os.path.join(work, "tokenizer")
+    if not os.path.isdir(tokenizer):
+        say(f"vocabulary of {plan['vocab']}")
+        bpe.write(bpe.train(all_text(work), plan["vocab"]), plan["vocab"], tokenizer + ".new")
+        os.rename(tokenizer + ".new", tokenizer)
+    if not os.path.isdir(os.path.join(work, "float")):
+        make_float(work, plan, bitaxon)
+    mini = os.path.join(work, "mini")
+    if not os.path.isdir(mini):
+        say("quantise")
+        run(bitaxon, "quantize", os.path.join(work, "float"), mini)
+    say("figures")
+    found = figures(work, plan, bitaxon, mini)
+    found["size"] = sum(os.path.getsize(os.path.join(mini, name)) for name in os.listdir(mini))
+    found["seconds"] = round(time.monotonic() - began)
+    with open(os.path.join(work, "figures.json"), "w", encoding="utf-8") as file:
+        json.dump(found, file, indent=2)
+        file.write("\n")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
