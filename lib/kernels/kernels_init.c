@@ -56,6 +56,13 @@
         SET(outer_add, tier);                                                                      \
     } while (0)
 
+/* Attention in training. */
+#define FILL_ATTENTION_TRAIN(tier)                                                                 \
+    do {                                                                                           \
+        SET(attention_train, tier);                                                                \
+        SET(attention_backward, tier);                                                             \
+    } while (0)
+
 /* Products of bf16 tiles; no tier but AMX has them. */
 #define FILL_TILE(tier)                                                                            \
     do {                                                                                           \
@@ -98,6 +105,7 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
     FILL_COMMON(ref);
     FILL_INTEGER(ref);
     FILL_TRANSPOSED(ref);
+    FILL_ATTENTION_TRAIN(ref);
     kernels->mm_tile4 = NULL;
     kernels->mm_tile8 = NULL;
     kernels->quant_bf16 = NULL;
@@ -107,6 +115,7 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
         FILL_COMMON(avx2);
         FILL_INTEGER(avx2);
         FILL_TRANSPOSED(avx2);
+        FILL_ATTENTION_TRAIN(avx2);
     }
     if (kernels->features & BITAXON_CPU_AVX_VNNI)
         FILL_INTEGER(avxvnni);
@@ -114,6 +123,7 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
         FILL_COMMON(avx512);
         FILL_INTEGER(avx512);
         FILL_TRANSPOSED(avx512);
+        FILL_ATTENTION_TRAIN(avx512);
     }
     if (kernels->features & BITAXON_CPU_AVX512_VNNI)
         FILL_INTEGER(avx512vnni);
@@ -126,6 +136,7 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
         FILL_COMMON(neon);
         FILL_INTEGER(neon);
         FILL_TRANSPOSED(neon);
+        FILL_ATTENTION_TRAIN(neon);
     }
     if (kernels->features & BITAXON_CPU_NEON_DOTPROD)
         FILL_INTEGER(dotprod);

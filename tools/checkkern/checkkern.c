@@ -44,7 +44,8 @@ const entry entries[] = {
     ENTRY(mm_t_f32, TRANSPOSED),     ENTRY(mm_t_f16, TRANSPOSED),
     ENTRY(mm_t_bf16, TRANSPOSED),    ENTRY(outer_add, TRANSPOSED),
     ENTRY(mm_tile4, TILE),           ENTRY(mm_tile8, TILE),
-    ENTRY(quant_bf16, TILE),
+    ENTRY(quant_bf16, TILE),         ENTRY(attention_train, TRANSPOSED),
+    ENTRY(attention_backward, TRANSPOSED),
 };
 const size_t entry_count = sizeof entries / sizeof entries[0];
 _Static_assert(sizeof entries / sizeof entries[0] * sizeof(void (*)(void)) + sizeof(uint64_t) ==
