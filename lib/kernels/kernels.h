@@ -374,6 +374,50 @@ typedef struct bxn_attention_args {
     float *partial; /* [count, bxn_partial_floats]: o, then m and l at S and S + 1; l = 0: empty */
 } bxn_attention_args;
 
+/* ---- attention in training ---------------------------------------------------------------
+ *
+ * Attention of one head over one document whose queries, keys and values are all there as rows
+ * [rows, head_dim] ld: query i sees keys max(0, i - window + 1) .. i. Tiles of BXN_QUERIES queries
+ * and as many keys are cut from the document's first row. Order, SIMD tiers fusing each "+=":
+ *   s = one chain over features of k * (q * (scale * log2(e)))
+ *   forward, by tiles of keys ascending, from m = -1e30, l = 0, o = 0:
+ *     m' = max(m, s), a = exp2(m - m'), e = exp2(s - m'), t = sum of e by keys ascending
+ *     l = l * a + t; o = o * a where a is not 1; o += e * v by keys ascending; m = m'
+ *   out = o / l, top = m, inverse = 1 / l
+ *   backward: p = exp2(s - top) * inverse; dp = one chain over features of v * dout;
+ *     ds = exp2(s - top) * (dp - delta) * (inverse * scale)
+ *     dq += ds * k by keys ascending; dv += p * dout and dk += ds * q by queries ascending
+ * Keys that a query does not see add nothing, or zero when they are in a tile of those that it
+ * sees (so that NaN there may reach it). Plain C takes the maximum over all keys at once.
+ * Results of any range of queries or keys are the same bits. */
+typedef struct bxn_attention_train_args {
+    const float *q, *k, *v; /* [rows, head_dim] ld: of the document */
+    size_t ld;
+    uint32_t rows, head_dim;
+    uint64_t window;     /* >= 1 */
+    float scale;         /* 1 / sqrt(head_dim) */
+    uint32_t begin, end; /* rows of this call: begin a multiple of BXN_QUERIES, end too or `rows` */
+    float *scratch;      /* bxn_attention_train_scratch floats, 64-byte aligned */
+    float *top, *inverse; /* [rows] by query: the forward writes those of its rows */
+    /* forward */
+    float *out; /* [rows, head_dim] ldout */
+    size_t ldout;
+    /* backward: dq of queries [begin, end), when dk is NULL; dk and dv of keys [begin, end), when dq is
+     * NULL; or all three of all rows, which costs less than both. dq may be q. */
+    const float *dout; /* [rows, head_dim] lddout */
+    size_t lddout;
+    const float *delta; /* [rows] sum over features of dout * out */
+    float *dq, *dk, *dv;
+    size_t lddq, lddk, lddv;
+} bxn_attention_train_args;
+
+/* Floats of scratch that a call of attention_train or attention_backward needs. */
+static inline size_t bxn_attention_train_scratch(uint32_t head_dim)
+{
+    return 6 * (size_t)BXN_QUERIES * (((size_t)head_dim + 15) / 16 * 16) +
+           2 * (size_t)BXN_QUERIES * BXN_QUERIES + 4 * (size_t)BXN_QUERIES;
+}
+
 typedef struct bxn_kernels {
     /* Rows [16 * group_begin, min(16 * group_end, rows)) of the product. */
     void (*mm_packed4)(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,
@@ -446,6 +490,8 @@ typedef struct bxn_kernels {
     void (*attention_q4)(const bxn_attention_args *args);
     /* Merge the parts of one query, in order. partials [parts, bxn_partial_floats]. */
     void (*attention_merge)(const float *partials, uint32_t parts, uint32_t head_dim, float *out);
+    void (*attention_train)(const bxn_attention_train_args *args);
+    void (*attention_backward)(const bxn_attention_train_args *args);
     /* A row as codes; *scale = (m = max |x|) / 127, code = rint(x * (127 / m)) to nearest even. All 0
      * when m < 1e-30. A row with NaN or an infinity has scale NaN and codes 0. */
     void (*quant_i8)(const float *x, uint32_t n, int8_t *codes, float *scale);

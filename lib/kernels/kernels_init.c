@@ -65,6 +65,13 @@
         SET(conv_backward, tier);                                                                  \
     } while (0)
 
+/* Attention in training. */
+#define FILL_ATTENTION_TRAIN(tier)                                                                 \
+    do {                                                                                           \
+        SET(attention_train, tier);                                                                \
+        SET(attention_backward, tier);                                                             \
+    } while (0)
+
 /* Products of bf16 tiles; no tier but AMX has them. */
 #define FILL_TILE(tier)                                                                            \
     do {                                                                                           \
@@ -108,6 +115,7 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
     FILL_INTEGER(ref);
     FILL_TRANSPOSED(ref);
     FILL_STATE(ref);
+    FILL_ATTENTION_TRAIN(ref);
     kernels->mm_tile4 = NULL;
     kernels->mm_tile8 = NULL;
     kernels->quant_bf16 = NULL;
@@ -118,6 +126,7 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
         FILL_INTEGER(avx2);
         FILL_TRANSPOSED(avx2);
         FILL_STATE(avx2);
+        FILL_ATTENTION_TRAIN(avx2);
     }
     if (kernels->features & BITAXON_CPU_AVX_VNNI)
         FILL_INTEGER(avxvnni);
@@ -126,6 +135,7 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
         FILL_INTEGER(avx512);
         FILL_TRANSPOSED(avx512);
         FILL_STATE(avx512);
+        FILL_ATTENTION_TRAIN(avx512);
     }
     if (kernels->features & BITAXON_CPU_AVX512_VNNI)
         FILL_INTEGER(avx512vnni);
@@ -138,6 +148,7 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
         FILL_COMMON(neon);
         FILL_INTEGER(neon);
         FILL_TRANSPOSED(neon);
+        FILL_ATTENTION_TRAIN(neon);
     }
     if (kernels->features & BITAXON_CPU_NEON_DOTPROD)
         FILL_INTEGER(dotprod);

@@ -40,6 +40,11 @@
     void bxn_scan_backward_##tier(const bxn_scan_backward_args *args);                             \
     void bxn_conv_backward_##tier(const bxn_conv_backward_args *args)
 
+/* Attention in training. */
+#define BXN_DECLARE_ATTENTION_TRAIN(tier)                                                          \
+    void bxn_attention_train_##tier(const bxn_attention_train_args *args);                         \
+    void bxn_attention_backward_##tier(const bxn_attention_train_args *args)
+
 /* Products of bf16 tiles. */
 #define BXN_DECLARE_TILE(tier)                                                                     \
     void bxn_mm_tile4_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
@@ -93,6 +98,10 @@ BXN_DECLARE_TRANSPOSED(neon);
 BXN_DECLARE_STATE(ref);
 BXN_DECLARE_STATE(avx2);
 BXN_DECLARE_STATE(avx512);
+BXN_DECLARE_ATTENTION_TRAIN(ref);
+BXN_DECLARE_ATTENTION_TRAIN(avx2);
+BXN_DECLARE_ATTENTION_TRAIN(avx512);
+BXN_DECLARE_ATTENTION_TRAIN(neon);
 BXN_DECLARE_TILE(ref);
 BXN_DECLARE_TILE(amx);
 BXN_DECLARE_INTEGER(avx512vnni);

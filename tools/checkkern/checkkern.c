@@ -45,7 +45,8 @@ const entry entries[] = {
     ENTRY(mm_t_f32, TRANSPOSED),     ENTRY(mm_t_f16, TRANSPOSED),
     ENTRY(mm_t_bf16, TRANSPOSED),    ENTRY(outer_add, TRANSPOSED),
     ENTRY(mm_tile4, TILE),           ENTRY(mm_tile8, TILE),
-    ENTRY(quant_bf16, TILE),
+    ENTRY(quant_bf16, TILE),         ENTRY(attention_train, TRANSPOSED),
+    ENTRY(attention_backward, TRANSPOSED),
     ENTRY(scan_backward, STATE),     ENTRY(conv_backward, STATE),
 };
 const size_t entry_count = sizeof entries / sizeof entries[0];

@@ -103,6 +103,8 @@ void check_attention_f32(run *r);
 void check_attention_i8(run *r);
 void check_attention_q4(run *r);
 void check_attention_merge(run *r);
+void check_attention_train(run *r);
+void check_attention_backward(run *r);
 void check_quant_i8(run *r);
 void check_quant_q4(run *r);
 void check_kv_rotate(run *r);
@@ -112,6 +114,8 @@ void check_to_f16(run *r);
 void bench_dense_products(const bxn_kernels *k, const char *tier, const char *filter,
                           const uint8_t *buffer, double peak);
 void bench_outer_products(const bxn_kernels *k, const char *tier, const char *filter, double peak);
+/* Attention in training beside the f32 peak. */
+void bench_attention_train(const bxn_kernels *k, const char *tier, const char *filter, double peak);
 /* One line for each entry whose bits all SIMD tiers share. */
 void print_digests(const bxn_kernels *kernels, const bxn_kernels *plain);
 

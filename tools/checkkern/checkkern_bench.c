@@ -432,6 +432,7 @@ int bench_kernels(const bxn_kernels *tables, const char *const *names, size_t co
         bench_outer_products(s.k, s.tier, filter, s.limit.peak[0]);
         for (bxn_kv_type type = BXN_KV_F16; s.k->features != 0 && type <= BXN_KV_Q4; type++)
             bench_attention(&s, type, 128, 1);
+        bench_attention_train(s.k, s.tier, filter, s.limit.peak[0]);
         bench_state(&s);
         if (selected(&s, "scan")) {
             bench_scan(s.k, s.tier);

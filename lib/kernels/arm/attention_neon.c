@@ -10,6 +10,7 @@
 #define LANES 4
 #define SCORE_KEYS 1
 #define MIX_QUERIES 4
+#define MM_VECTORS 4
 
 typedef float32x4_t vec;
 
@@ -112,7 +113,16 @@ BXN_INLINE vec v_load_q4(const uint8_t *at, unsigned shift)
     return vreinterpretq_f32_u32(vorrq_u32(size, vandq_u32(top, vdupq_n_u32(0x80000000u))));
 }
 
+/* Keeps compilers from making a load an operand of every product that uses it. */
+BXN_INLINE vec v_held(vec v)
+{
+    __asm__("" : "+w"(v));
+    return v;
+}
+
 #include "kernels/attention_body.h"
+#include "kernels/attention_train_body.h"
 
 BXN_ATTENTION_ENTRIES(neon)
+BXN_ATTENTION_TRAIN_ENTRIES(neon)
 #endif

@@ -5,11 +5,13 @@
 #include "kernels/kernels_isa.h"
 
 #if defined(__x86_64__)
+#include "kernels/x86/transpose_avx2.h"
 #include "kernels/x86/vec_avx2.h"
 
 #define LANES 8
 #define SCORE_KEYS 1
 #define MIX_QUERIES 2
+#define MM_VECTORS 2
 
 typedef __m256 vec;
 
@@ -105,7 +107,22 @@ BXN_INLINE vec v_load_q4(const uint8_t *at, unsigned shift)
     return _mm256_xor_ps(size, _mm256_castsi256_ps(sign));
 }
 
+#define TURN_COLUMNS 4
+BXN_INLINE void v_turn(const float *in, size_t ld, vec columns[4])
+{
+    transpose_8x4(in, ld, columns);
+}
+
+/* Keeps compilers from making a load an operand of every product that uses it. */
+BXN_INLINE vec v_held(vec v)
+{
+    __asm__("" : "+x"(v));
+    return v;
+}
+
 #include "kernels/attention_body.h"
+#include "kernels/attention_train_body.h"
 
 BXN_ATTENTION_ENTRIES(avx2)
+BXN_ATTENTION_TRAIN_ENTRIES(avx2)
 #endif

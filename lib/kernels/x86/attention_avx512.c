@@ -5,11 +5,13 @@
 #include "kernels/kernels_isa.h"
 
 #if defined(__x86_64__)
+#include "kernels/x86/transpose_avx512.h"
 #include "kernels/x86/vec_avx512.h"
 
 #define LANES 16
 #define SCORE_KEYS 4
 #define MIX_QUERIES 4
+#define MM_VECTORS 5
 
 typedef __m512 vec;
 
@@ -106,7 +108,22 @@ BXN_INLINE void v_prefetch(const uint8_t *at)
     _mm_prefetch((const char *)at, _MM_HINT_T1);
 }
 
+#define TURN_COLUMNS 4
+BXN_INLINE void v_turn(const float *in, size_t ld, vec columns[4])
+{
+    transpose_16x4(in, ld, columns);
+}
+
+/* Keeps compilers from making a load an operand of every product that uses it. */
+BXN_INLINE vec v_held(vec v)
+{
+    __asm__("" : "+v"(v));
+    return v;
+}
+
 #include "kernels/attention_body.h"
+#include "kernels/attention_train_body.h"
 
 BXN_ATTENTION_ENTRIES(avx512)
+BXN_ATTENTION_TRAIN_ENTRIES(avx512)
 #endif
