@@ -281,16 +281,13 @@ bitaxon_status bxn_adapter_create(bxn_mem *mem, const bxn_model *model, const bx
 
 /* ---- what follows from the values -------------------------------------------------------------------- */
 
-/* What products over the rows of A need, in one block for the time of a call. */
+/* What gains need, in one block for the time of a call. */
 typedef struct derive {
     bxn_adapter *adapter;
     float *grad;
     bxn_train_pass pass;
-    bxn_workspace ws;
     float *wa;
     size_t wa_floats;
-    void *memory;
-    size_t bytes;
     bool norms;
 } derive;
 
@@ -301,11 +298,7 @@ static bitaxon_status measure(void *user, bxn_weight *w, const char *name, int32
     (void)name;
     if (expert >= 0 || lora->rank == 0)
         return BITAXON_OK;
-    uint32_t rows = lora->rank < BXN_TILE ? lora->rank : BXN_TILE;
-    size_t input = bxn_input_bytes(w->cols) * rows, tiled = bxn_tiled_input_bytes(w->cols, rows, (rows + 15) / 16);
-    size_t scratch = bxn_train_linear_bytes(w, 0, lora->rank), wa = lora->rank * lora->ldb;
-    input = input > tiled ? input : tiled;
-    d->ws.inputs_bytes = input > d->ws.inputs_bytes ? input : d->ws.inputs_bytes;
+    size_t scratch = bxn_dora_bytes(w, lora->rank), wa = lora->rank * lora->ldb;
     d->pass.scratch.bytes = scratch > d->pass.scratch.bytes ? scratch : d->pass.scratch.bytes;
     d->wa_floats = wa > d->wa_floats ? wa : d->wa_floats;
     return BITAXON_OK;
@@ -332,20 +325,16 @@ static bitaxon_status run(const bxn_model *model, bxn_adapter *adapter, bool nor
 {
     derive d = { .adapter = adapter, .grad = grad, .norms = norms };
     (void)bxn_model_weights(model, measure, &d);
-    size_t wa = bxn_round_up(d.wa_floats * sizeof(float), BXN_ALIGN);
-    size_t inputs = bxn_round_up(d.ws.inputs_bytes, BXN_ALIGN);
-    d.bytes = wa + inputs + d.pass.scratch.bytes;
-    bitaxon_status status = bxn_alloc(adapter->mem, d.bytes, "gains of an adapter", &d.memory, error);
+    size_t wa = bxn_round_up(d.wa_floats * sizeof(float), BXN_ALIGN), bytes = wa + d.pass.scratch.bytes;
+    void *memory;
+    bitaxon_status status = bxn_alloc(adapter->mem, bytes, "gains of an adapter", &memory, error);
     if (status != BITAXON_OK)
         return status;
-    d.wa = d.memory;
-    d.ws.inputs = (unsigned char *)d.memory + wa;
-    d.pass.scratch.memory = d.ws.inputs + inputs;
-    /* As single tokens are read: never by bf16 tiles, which would be too coarse for a norm. */
-    d.pass.exec = (bxn_exec){ .kernels = &model->kernels, .pool = model->pool, .ws = &d.ws,
-                              .phase = BXN_PHASE_DECODE, .error = error };
+    d.wa = memory;
+    d.pass.scratch.memory = (unsigned char *)memory + wa;
+    d.pass.exec = (bxn_exec){ .kernels = &model->kernels, .pool = model->pool, .error = error };
     status = bxn_model_weights(model, derive_weight, &d);
-    bxn_free(adapter->mem, d.memory, d.bytes);
+    bxn_free(adapter->mem, memory, bytes);
     if (status == BITAXON_SYSTEM)
         return bxn_fail(error, status, "the host's executor failed in the gains of an adapter");
     return status;
