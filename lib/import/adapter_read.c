@@ -129,10 +129,11 @@ typedef struct owner {
 static bitaxon_status find_owner(void *user, bxn_weight *w, const char *name, int32_t expert)
 {
     owner *o = user;
-    const char *part_name = o->name + strlen(name);
     (void)w;
-    o->found |= expert < 0 && bxn_weight_adaptable(name) && strncmp(o->name, name, strlen(name)) == 0 &&
-                (strcmp(part_name, ".lora_a") == 0 || strcmp(part_name, ".lora_b") == 0 || strcmp(part_name, ".m") == 0);
+    if (expert >= 0 || !bxn_weight_adaptable(name) || strncmp(o->name, name, strlen(name)) != 0)
+        return BITAXON_OK;
+    const char *suffix = o->name + strlen(name);
+    o->found |= strcmp(suffix, ".lora_a") == 0 || strcmp(suffix, ".lora_b") == 0 || strcmp(suffix, ".m") == 0;
     return BITAXON_OK;
 }
 
