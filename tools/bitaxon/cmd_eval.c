@@ -201,7 +201,8 @@ static int open_session(eval_state *state, const char *path)
     params.progress = on_progress;
     params.progress_user = state;
     bitaxon_status status = bitaxon_session_create(state->model, &params, &state->session, &error);
-    return status == BITAXON_OK ? TOOL_OK : tool_fail(status, &error);
+    return status == BITAXON_OK ? tool_adapters_put(state->model, &args->model, state->session)
+                                : tool_fail(status, &error);
 }
 
 static int evaluate(eval_state *state, const char *path, const char *text, size_t bytes)
@@ -249,6 +250,7 @@ int cmd_eval(int argc, char **argv)
         TOOL_U64("max-tokens", 'n', &args.max_tokens, 2, TOOL_MAX_INTEGER,
                  "take only the first N tokens of the text"),
         TOOL_KV_OPTION(&args.model, "f16"),
+        TOOL_ADAPTER_OPTIONS(&args.model),
         TOOL_MODEL_OPTIONS(&args.model),
         TOOL_NO_THERMAL_OPTION(&args.thermal),
         TOOL_THERMAL_OPTIONS(&args.thermal),
@@ -281,6 +283,7 @@ int cmd_eval(int argc, char **argv)
         code = evaluate(&state, argv[first + 1], text, bytes);
     }
     free(text);
+    tool_list_free(&args.model.adapters);
     bitaxon_session_free(state.session);
     bitaxon_model_free(state.model);
     bitaxon_thermal_free(state.thermal);
