@@ -1,8 +1,74 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* adapter.h - reserved: nothing is declared here until it is implemented. */
+/* adapter.h - low-rank adapters of a model (LoRA, DoRA): opened from files, put on sessions and taken
+ * off again (bitaxon_session_set_adapters) without touching the model, and merged into a new
+ * model (bitaxon_model_merge).
+ *
+ * With the matrices A [in, r] and B [r, out] of a file and its scale s, a weight W gives
+ *   LoRA   y = W x + s (A B)^T x
+ *   DoRA   y = g o (W x + s (A B)^T x),   g_o = m_o / norm of row o of W + s (A B)^T
+ *
+ * An adapter is immutable-shared: any number of sessions of any threads may use it. It keeps its
+ * model alive, and sessions keep it alive. Files: docs/adapters.md. */
 #ifndef BITAXON_ADAPTER_H
 #define BITAXON_ADAPTER_H
 
 #include <bitaxon/base.h>
+#include <bitaxon/model.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct bitaxon_adapter bitaxon_adapter;
+
+#define BITAXON_ADAPTERS_MAX 4 /* on a session, or merged, together */
+
+typedef struct bitaxon_adapter_params {
+    uint32_t struct_size;
+    float scale;      /* s; 0: by the file, and of a file that tells none 20, with a warning in the log */
+    const char *path; /* a file that ends with .safetensors, or a directory with adapters.safetensors */
+} bitaxon_adapter_params;
+
+/* Read an adapter. A file that tells the model it was made for is taken for that model alone; one that
+ * does not (of the original implementation) must fit by names and shapes. Of DoRA the norms of all
+ * adapted weights are computed here, so that putting it on a session costs nothing.
+ * Params:    params  required.  out  NULL on failure.
+ * Returns:   OK, INVALID_ARGUMENT, IO, FORMAT (damaged, half an adapter, values that are not finite),
+ *            MISMATCH (of another model; the message names both), UNSUPPORTED (a later version),
+ *            LIMIT (rank over 256; max_bytes), OUT_OF_MEMORY, BAD_STATE (a tokenizer-only model), SYSTEM.
+ * Ownership: free with bitaxon_adapter_free.  Thread: any-thread.  Since: 0.1 */
+BITAXON_API bitaxon_status bitaxon_adapter_open(bitaxon_model *model, const bitaxon_adapter_params *params,
+                                                bitaxon_adapter **out, bitaxon_error *error);
+
+/* Write it: the keys of the original implementation, and scale, rank, kind and the model's fingerprint
+ * as metadata. The same adapter gives the same bytes, and reading them gives the same values; written
+ * beside `path` and renamed, so that `path` holds either the old or the new file.
+ * Params:    path  of the file.
+ * Returns:   OK, INVALID_ARGUMENT, IO, OUT_OF_MEMORY, LIMIT.  Thread: any-thread.  Since: 0.1 */
+BITAXON_API bitaxon_status bitaxon_adapter_save(const bitaxon_adapter *adapter, const char *path,
+                                                bitaxon_error *error);
+
+typedef struct bitaxon_adapter_info {
+    uint32_t struct_size;
+    uint32_t rank;    /* the largest of its weights */
+    uint32_t dora;    /* 1: DoRA, 0: LoRA */
+    uint32_t weights; /* that it changes */
+    float scale;
+    uint32_t reserved0;
+    uint64_t parameters; /* values that train */
+    uint64_t bytes;      /* of memory */
+    uint8_t id[16];      /* of model and content: adapters with one id give the same bits */
+} bitaxon_adapter_info;
+
+/* Params:    info  caller-owned, struct_size set.
+ * Returns:   OK, INVALID_ARGUMENT.  Thread: any-thread.  Since: 0.1 */
+BITAXON_API bitaxon_status bitaxon_adapter_get_info(const bitaxon_adapter *adapter,
+                                                    bitaxon_adapter_info *info, bitaxon_error *error);
+
+/* NULL is fine. Sessions that have it go on with it.  Thread: any-thread.  Since: 0.1 */
+BITAXON_API void bitaxon_adapter_free(bitaxon_adapter *adapter);
+
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -3,6 +3,7 @@
 #ifndef BITAXON_BITAXON_H
 #define BITAXON_BITAXON_H
 
+#include <bitaxon/adapter.h>
 #include <bitaxon/base.h>
 #include <bitaxon/batch.h>
 #include <bitaxon/cache.h>

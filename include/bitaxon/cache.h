@@ -100,7 +100,8 @@ BITAXON_API bitaxon_status bitaxon_cache_save(const bitaxon_cache *cache, const 
 
 /* Replace the cache's content by a saved one. On any failure the cache is as it was.
  * Returns:   OK, IO, FORMAT (damaged; the message holds the offset), MISMATCH
- *            (another model or KV type), LIMIT (longer than max_tokens),
+ *            (another model or KV type; read with other adapters than the session has that the
+ *            cache serves), LIMIT (longer than max_tokens),
  *            UNSUPPORTED (a later version), OUT_OF_MEMORY.
  * Thread:    single-user.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_cache_load(bitaxon_cache *cache, const char *path,

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* convert.h - making model files: new, quantise, pack, verify.
+/* convert.h - making model files: new, quantise, pack, merge, verify.
  * Each streams tensor by tensor: memory stays near the largest tensor. Output
  * goes to a temporary name in the output directory and is renamed when complete;
  * a failure or a cancel leaves no partial file. */
@@ -34,7 +34,8 @@ typedef struct bitaxon_convert_params {
      * nothing is ever replaced. Ignored by verify. */
     const char *output;
     /* "affine4", "affine8", "affine2|3|5|6", "nf4", "f32", "f16", "bf16". quantize:
-     * default "affine4". new: default "f32". Ignored by pack and verify. */
+     * default "affine4". new: default "f32". merge: of the changed weights; default: each as it
+     * was. Ignored by pack and verify. */
     const char *format;
     /* Format of the embedding and a head of its own: as `format`; NULL: "affine8" with
      * affine formats, "f16" with nf4, else as `format`. */
@@ -47,7 +48,13 @@ typedef struct bitaxon_convert_params {
     bitaxon_progress_fn progress; /* nullable */
     int32_t (*report)(void *user, const bitaxon_tensor_report *tensor); /* nullable; non-zero cancels */
     void *user; /* for progress and report */
+    const char *const *adapters;  /* merge [adapter_count]: files or directories (adapter.h) */
+    const float *adapter_weights; /* merge [adapter_count]; nullable: 1 each */
+    uint32_t adapter_count;       /* 1 .. BITAXON_MERGE_MAX */
+    float adapter_scale;          /* 0: by each file; of one that tells none 20, with a warning in the log */
 } bitaxon_convert_params;
+
+#define BITAXON_MERGE_MAX 4 /* adapters merged together */
 
 enum {
     /* quantize: also the router, the shared expert's gate and x_proj, which are
@@ -76,6 +83,17 @@ BITAXON_API bitaxon_status bitaxon_model_quantize(const bitaxon_convert_params *
  * Returns:   as new.  Thread: any-thread.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_model_pack(const bitaxon_convert_params *params,
                                               bitaxon_error *error);
+
+/* A checkpoint and adapters made for it to a new checkpoint that gives what the adapted model gives, without
+ * adapters: W becomes W + sum of weights[i] * (W_i - W), where W_i is what adapter i makes of it. Weights
+ * that none of them changes, and all other tensors, are copied bit for bit. Changed ones are written in
+ * the form they had: float of their type, or quantised anew with their bits and group (packed ones unpacked);
+ * or all in `format`. config.json and tokenizer files are copied.
+ * Returns:   as new; MISMATCH when an adapter was made for another model; what bitaxon_adapter_open
+ *            returns of its file; UNSUPPORTED when a merged value does not fit its float type.
+ * Thread:    any-thread.  Since: 0.1 */
+BITAXON_API bitaxon_status bitaxon_model_merge(const bitaxon_convert_params *params,
+                                               bitaxon_error *error);
 
 /* Check an untrusted model completely without running it: structure, shapes,
  * tokenizer, every value finite, checksum when the file has one.

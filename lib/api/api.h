@@ -34,9 +34,16 @@ struct bitaxon_cache {
     bxn_cache core;
 };
 
+struct bitaxon_adapter {
+    _Atomic uint32_t refs; /* the host's, and those of the sessions that use it */
+    bitaxon_model *model;
+    bxn_adapter core;
+};
+
 struct bitaxon_session {
     bitaxon_model *model;
     bitaxon_cache *cache;
+    bitaxon_adapter *adapters[BITAXON_ADAPTERS_MAX]; /* references; NULL behind the last */
     bitaxon_thermal *thermal; /* nullable; a reference */
     bxn_session core;
 };
@@ -58,6 +65,9 @@ bitaxon_status bxn_copy_result(const void *in, void *out, size_t known, size_t l
 void bxn_model_ref(bitaxon_model *model);
 void bxn_thermal_ref(bitaxon_thermal *thermal);
 void bxn_cache_unref(bitaxon_cache *cache);
+void bxn_adapter_ref(bitaxon_adapter *adapter);
+/* A handle of `model` with an empty core, to be filled; free with bitaxon_adapter_free. */
+bitaxon_status bxn_adapter_handle(bitaxon_model *model, bitaxon_adapter **out, bitaxon_error *error);
 const bxn_tokenizer *bxn_model_tokenizer(const bitaxon_model *model); /* or NULL */
 bxn_mem *bxn_model_mem(const bitaxon_model *model);
 

@@ -29,6 +29,13 @@ bitaxon_status bitaxon_batch_decode(bitaxon_session *const *sessions, uint32_t c
         if (!session->cache->core.state->has_logits)
             return bxn_fail(error, BITAXON_BAD_STATE, "session %u: nothing is read yet: there is no next token to choose",
                             i);
+        if (!bxn_mark_equal(&session->core.mark, &sessions[0]->core.mark))
+            return bxn_fail(error, BITAXON_MISMATCH,
+                            "session %u has other adapters than session 0: those with the same decode together", i);
+        bitaxon_error cause = BITAXON_ERROR_INIT;
+        bitaxon_status status = bxn_session_check(&session->core, &cause);
+        if (status != BITAXON_OK)
+            return bxn_fail(error, status, "session %u: %.200s", i, cause.message);
         cores[i] = &sessions[i]->core;
     }
     return bxn_batch_step(cores, count, tokens, failed, error);

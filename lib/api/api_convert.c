@@ -3,6 +3,8 @@
  * parameters; the work is in lib/convert. */
 #include <bitaxon/convert.h>
 
+#include <math.h>
+
 #include "api/api.h"
 #include "convert/bxn_convert.h"
 
@@ -63,6 +65,29 @@ bitaxon_status bitaxon_model_pack(const bitaxon_convert_params *params, bitaxon_
     if (status == BITAXON_OK)
         status = need(own.output, "output", error);
     return status == BITAXON_OK ? bxn_convert_pack(&own, error) : status;
+}
+
+bitaxon_status bitaxon_model_merge(const bitaxon_convert_params *params, bitaxon_error *error)
+{
+    bitaxon_convert_params own;
+    bitaxon_status status = copy_params(params, &own, error);
+    if (status == BITAXON_OK)
+        status = need(own.input, "input", error);
+    if (status == BITAXON_OK)
+        status = need(own.output, "output", error);
+    if (status == BITAXON_OK && (own.adapter_count == 0 || own.adapter_count > BITAXON_MERGE_MAX))
+        status = bxn_fail(error, BITAXON_INVALID_ARGUMENT, "adapter_count is %u, must be 1 to %d",
+                          (unsigned)own.adapter_count, BITAXON_MERGE_MAX);
+    if (status == BITAXON_OK && own.adapters == NULL)
+        status = bxn_null(error, "adapters");
+    if (status == BITAXON_OK && !isfinite(own.adapter_scale))
+        status = bxn_fail(error, BITAXON_INVALID_ARGUMENT, "adapter_scale is not finite");
+    for (uint32_t i = 0; status == BITAXON_OK && i < own.adapter_count; i++) {
+        status = need(own.adapters[i], "the path of an adapter", error);
+        if (status == BITAXON_OK && own.adapter_weights != NULL && !isfinite(own.adapter_weights[i]))
+            status = bxn_fail(error, BITAXON_INVALID_ARGUMENT, "the weight of adapter %u is not finite", (unsigned)i);
+    }
+    return status == BITAXON_OK ? bxn_convert_merge(&own, error) : status;
 }
 
 bitaxon_status bitaxon_model_verify(const bitaxon_convert_params *params, bitaxon_error *error)

@@ -33,6 +33,8 @@ void bitaxon_session_free(bitaxon_session *session)
     bxn_session_release(&session->core);
     detach(session->cache);
     bitaxon_thermal_free(session->thermal);
+    for (uint32_t i = 0; i < BITAXON_ADAPTERS_MAX; i++)
+        bitaxon_adapter_free(session->adapters[i]);
     bxn_free(&model->mem, session, sizeof *session);
     bitaxon_model_free(model);
 }
@@ -154,7 +156,7 @@ static bitaxon_status ready(const bitaxon_session *session, bitaxon_error *error
         return bxn_null(error, "session");
     if (!session->cache->core.state->has_logits)
         return bxn_fail(error, BITAXON_BAD_STATE, "nothing is read yet: there is no next token to choose");
-    return BITAXON_OK;
+    return bxn_session_check(&session->core, error);
 }
 
 bitaxon_status bitaxon_session_sample(bitaxon_session *session, int32_t *token, bitaxon_error *error)

@@ -90,6 +90,8 @@ size_t bitaxon_struct_size(const char *name)
         STRUCT_SIZE(bitaxon_thermal_params),
         STRUCT_SIZE(bitaxon_thermal_status),
         STRUCT_SIZE(bitaxon_thermal_point),
+        STRUCT_SIZE(bitaxon_adapter_params),
+        STRUCT_SIZE(bitaxon_adapter_info),
 #undef STRUCT_SIZE
     };
 

@@ -14,6 +14,7 @@
 bitaxon_status bxn_convert_new(const bitaxon_convert_params *params, bitaxon_error *error);
 bitaxon_status bxn_convert_quantize(const bitaxon_convert_params *params, bitaxon_error *error);
 bitaxon_status bxn_convert_pack(const bitaxon_convert_params *params, bitaxon_error *error);
+bitaxon_status bxn_convert_merge(const bitaxon_convert_params *params, bitaxon_error *error);
 bitaxon_status bxn_convert_verify(const bitaxon_convert_params *params, bitaxon_error *error);
 
 /* Where the values of a checkpoint come from: elements first ... of the named tensor, in the layout of files. */
@@ -168,8 +169,12 @@ void bxn_output_abort(bxn_output *out); /* NULL is fine */
 /* One tensor on its way: where its values come from and what they become. */
 typedef struct bxn_stream {
     const bxn_plan_item *item;
-    const bxn_tensor *source; /* NULL: first values */
+    const bxn_tensor *source; /* NULL: `row`, or first values */
     bxn_target target;
+    /* Nullable: gives row `row` of the last dimension, on any thread; same values each time. */
+    void (*row)(void *user, uint64_t row, float *out);
+    void *user;
+    uint64_t bytes_before; /* with `row`, for the report */
 } bxn_stream;
 
 /* Look through a source that is to be quantised: values finite, else FORMAT; affine scales

@@ -30,7 +30,8 @@ static bool stream_of(const bxn_conversion *c, uint32_t index, bxn_stream *strea
     if (item->role == BXN_ROLE_HEAD && c->config.weight_tying && c->format.kind != BXN_TARGET_FLOAT)
         return false;
     *stream =
-        (bxn_stream){item, NULL, bxn_target_of(item, &c->format, &c->embedding, c->params->flags)};
+        (bxn_stream){.item = item,
+                     .target = bxn_target_of(item, &c->format, &c->embedding, c->params->flags)};
     choose_scale_type(stream);
     return true;
 }

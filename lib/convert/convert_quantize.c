@@ -36,8 +36,10 @@ static bitaxon_status plan_streams(bxn_conversion *c, bxn_stream *streams, uint3
             return bxn_fail(c->error, BITAXON_FORMAT, "%s: tensor %s is missing", c->bundle->where,
                             item->name);
         bxn_stream *stream = &streams[(*count)++];
-        *stream = (bxn_stream){item, source,
-                               bxn_target_of(item, &c->format, &c->embedding, c->params->flags)};
+        *stream = (bxn_stream){
+            .item = item,
+            .source = source,
+            .target = bxn_target_of(item, &c->format, &c->embedding, c->params->flags)};
         if (stream->target.kind == BXN_TARGET_FLOAT && stream->target.dtype == source->dtype)
             stream->target.kind = BXN_TARGET_COPY;
         c->progress.total += bxn_stream_work(stream, stream->target.kind == BXN_TARGET_AFFINE);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* convert_stream.c - one tensor at a time from its values (a file's, or first values) to its
  * stored form, in pieces: a piece is read, worked on in parallel, written. Scales of a tensor
- * are kept until its codes are out, as they follow them in the file. Called by `new` and
- * `quantize`. Results do not depend on pieces or threads. */
+ * are kept until its codes are out, as they follow them in the file. Called by `new`, `quantize` and
+ * `merge`. Results do not depend on pieces or threads. */
 #include "convert/bxn_convert.h"
 
 #include <math.h>
@@ -139,7 +139,9 @@ static void work_row(const work *w, uint32_t index)
     uint32_t cols = (uint32_t)(w->elements - start < w->cols ? w->elements - start : w->cols);
     float *x = w->x + (size_t)index * w->cols;
     *result = (row_result){0};
-    if (stream->source != NULL)
+    if (stream->row != NULL)
+        stream->row(stream->user, w->first + index, x);
+    else if (stream->source != NULL)
         bxn_to_f32(w->raw + (size_t)index * w->cols * bxn_dtype_size(stream->source->dtype),
                    stream->source->dtype, cols, x);
     else
@@ -186,7 +188,7 @@ static bitaxon_status work_init(work *w, bxn_conversion *c, const bxn_stream *st
     w->key = bxn_init_key(
         item->role == BXN_ROLE_HEAD && c->config.weight_tying ? "embed_tokens.weight" : item->name);
     w->elements = item->elements;
-    w->cols = grouped ? item->shape[item->rank - 1] : FLAT_ROW;
+    w->cols = grouped || stream->row != NULL ? item->shape[item->rank - 1] : FLAT_ROW;
     w->rows = (w->elements - 1) / w->cols + 1;
     w->groups = grouped ? (uint32_t)(w->cols / t->group) : 0;
     w->piece_rows = (uint32_t)(PIECE_ELEMENTS / w->cols > 1 ? PIECE_ELEMENTS / w->cols : 1);
@@ -289,7 +291,7 @@ static bitaxon_status work_run(work *w, totals *sum, bxn_output *out)
 uint64_t bxn_stream_work(const bxn_stream *stream, bool scanned)
 {
     if (stream->source == NULL)
-        return stream->item->elements * sizeof(float);
+        return stream->item->elements * sizeof(float) * (scanned ? 2 : 1);
     return stream->source->bytes * (scanned ? 2 : 1);
 }
 
@@ -462,7 +464,7 @@ bitaxon_status bxn_stream_put(bxn_conversion *c, const bxn_stream *stream, bxn_o
         .changed = !copied,
         .name = stream->item->name,
         .format = text,
-        .bytes_before = stream->source != NULL ? stream->source->bytes : 0,
+        .bytes_before = stream->source != NULL ? stream->source->bytes : stream->bytes_before,
         .bytes_after = bytes,
         .relative_rms = sum.square > 0 ? sqrt(sum.error_square / sum.square) : 0,
         .max_error = (double)sum.worst,

@@ -5,6 +5,7 @@
 #define BXN_IMPORT_H
 
 #include "io/io.h"
+#include "model/bxn_adapter.h"
 #include "model/bxn_model.h"
 #include "quant/quant.h"
 
@@ -53,5 +54,14 @@ bitaxon_status bxn_import_digest(const bxn_tensors *tensors, bxn_progress *progr
  * on a slow disk. */
 bitaxon_status bxn_import_fingerprint(const bxn_config *config, const bxn_tensors *tensors,
                                       bxn_progress *progress, uint8_t out[16], bitaxon_error *error);
+
+/* An adapter for `model` from a file that ends with ".safetensors", or from adapters.safetensors of a directory.
+ * scale 0: as the file says, or 20 with a warning in the log when it does not. IO, FORMAT, UNSUPPORTED, LIMIT,
+ * MISMATCH (made for another model: by its fingerprint, names or shapes), OUT_OF_MEMORY. */
+bitaxon_status bxn_adapter_open(bxn_mem *mem, const bxn_model *model, const char *path, float scale,
+                                bxn_adapter *out, bitaxon_error *error);
+/* The same without what needs the model's weights: no gains, no id. */
+bitaxon_status bxn_adapter_read(bxn_mem *mem, const bxn_model *model, const char *path, float scale,
+                                bxn_adapter *out, bitaxon_error *error);
 
 #endif

@@ -33,16 +33,24 @@ typedef struct bxn_adapter_plan {
     const char *targets;
 } bxn_adapter_plan;
 
-/* A ~ U(+-1/sqrt(cols)) by seed, name and place, B = 0, m = row norms of W: it changes nothing yet. */
+/* Zeroed values and views for weights of which rank_of gives a rank > 0 (`dora`: with m), without gains and id. */
+typedef uint32_t (*bxn_adapter_rank_fn)(void *user, const bxn_weight *weight, const char *name);
+bitaxon_status bxn_adapter_make(bxn_mem *mem, const bxn_model *model, float scale, bool dora,
+                                bxn_adapter_rank_fn rank_of, void *user, bxn_adapter *out, bitaxon_error *error);
+
+/* A ~ U(+-1/sqrt(cols)) by seed, name and place, B = 0, m = row norms of W: it changes nothing yet. Complete,
+ * with gains and id. */
 bitaxon_status bxn_adapter_create(bxn_mem *mem, const bxn_model *model, const bxn_adapter_plan *plan,
                                   bxn_adapter *out, bitaxon_error *error);
-/* The same without values: what it will allocate, and the number of values that train. */
+/* The same without values: what it will hold, and the number of values that train. The model needs no weights. */
 uint64_t bxn_adapter_bytes(const bxn_model *model, const bxn_adapter_plan *plan, uint64_t *trainable);
 bitaxon_status bxn_adapter_copy(const bxn_adapter *adapter, bxn_mem *mem, bxn_adapter *out, bitaxon_error *error);
 void bxn_adapter_free(bxn_adapter *adapter);
 
+/* Once, when all values are set: the norms of W that gains need. */
+bitaxon_status bxn_adapter_norms(const bxn_model *model, bxn_adapter *adapter, bitaxon_error *error);
 /* After values changed: gains (DoRA) and, when `identify`, the id. With `grad` (laid out as values) and DoRA,
- * adds the gradient through the norms to it first (exact DoRA; bxn_dora_gains). */
+ * adds the gradient through the norms to it first (exact DoRA; bxn_dora_gains). OUT_OF_MEMORY, SYSTEM. */
 bitaxon_status bxn_adapter_updated(const bxn_model *model, bxn_adapter *adapter, bool identify, float *grad,
                                    bitaxon_error *error);
 
@@ -53,9 +61,12 @@ typedef bitaxon_status (*bxn_adapter_visitor)(void *user, const char *name, uint
 bitaxon_status bxn_adapter_each(const bxn_model *model, const bxn_adapter *adapter, bxn_adapter_visitor visit,
                                 void *user);
 
-/* Files: adapters.safetensors with the keys of the original plus metadata. bundle: one file or a directory with it.
- * scale: given by the caller, 0: by the file, without either 20 and a warning in the log. FORMAT,
- * MISMATCH (of another model: fingerprint in the metadata, or shapes). */
+#define BXN_MAX_ADAPTER_RANK 256u
+#define BXN_ADAPTER_SCALE 20.0f /* of a file that tells none, when the caller tells none either */
+#define BXN_ADAPTER_FILE "adapters.safetensors"
+
+/* A file with the keys of the original plus metadata (docs/adapters.md); the same adapter gives the same bytes.
+ * Read by bxn_adapter_read (import.h). IO, OUT_OF_MEMORY; what was there before stays until the end. */
 bitaxon_status bxn_adapter_write(const bxn_model *model, const bxn_adapter *adapter, const char *path,
                                  bitaxon_error *error);
 

@@ -109,6 +109,10 @@ typedef struct bxn_vector {
 typedef bitaxon_status (*bxn_vector_visitor)(void *user, const bxn_vector *vector, const char *name);
 bitaxon_status bxn_model_vectors(const bxn_model *model, bxn_vector_visitor visit, void *user);
 
+/* A model without weights: configuration, sublayers, shapes, ids. Its memory is one block. */
+bitaxon_status bxn_model_outline(bxn_mem *mem, const bxn_config *config, bxn_model *out, bitaxon_error *error);
+void bxn_model_outline_free(bxn_mem *mem, bxn_model *outline);
+
 /* Whether adapters may have a part for the weight of this name (spec 9.6): projections of mixers, shared
  * experts and the two bridges; never routed experts, routers, gates, x_proj, embedding or head. */
 bool bxn_weight_adaptable(const char *name);

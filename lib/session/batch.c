@@ -50,7 +50,7 @@ static bitaxon_status pass(const batch *b, bxn_session *leader, const int32_t *t
     }
     batch context = *b;
     bxn_exec exec = { .kernels = &model->kernels, .pool = model->pool, .cancel = &leader->cancel,
-                      .ws = &leader->ws, .phase = BXN_PHASE_DECODE, .tick = tick,
+                      .ws = &leader->ws, .phase = BXN_PHASE_DECODE, .adapters = bxn_session_adapters(leader), .tick = tick,
                       .tick_user = &context, .error = error };
     bitaxon_status status = bxn_forward(model, &exec, tokens, b->count, segments, b->count);
     if (status == BITAXON_OK)

@@ -41,6 +41,17 @@ typedef struct bxn_checkpoint {
     bool automatic;
 } bxn_checkpoint;
 
+/* Which adapters a cache was read with, or a session has; what is not used is zero. */
+typedef struct bxn_adapter_mark {
+    uint32_t count;
+    float weights[BXN_ADAPTERS];
+    uint8_t ids[BXN_ADAPTERS][16];
+} bxn_adapter_mark;
+bool bxn_mark_equal(const bxn_adapter_mark *a, const bxn_adapter_mark *b);
+/* "no adapter", "adapter 1f2e3d4c", "adapters 1f2e3d4c * 0.5, ..." */
+#define BXN_MARK_TEXT 88
+void bxn_mark_text(const bxn_adapter_mark *mark, char text[BXN_MARK_TEXT]);
+
 typedef struct bxn_cache {
     bxn_mem *mem;
     const bxn_model *model;
@@ -64,6 +75,8 @@ typedef struct bxn_cache {
     uint64_t interval;
     uint32_t automatic_max;
     bxn_sampler sampler;
+    bxn_adapter_mark mark;          /* of the tokens read, when there are any */
+    const bxn_adapter_mark *wanted; /* of the session it serves; NULL: none */
 } bxn_cache;
 
 /* params: checked and complete (defaults filled in by bxn_cache_params_check). */

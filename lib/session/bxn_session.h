@@ -3,6 +3,7 @@
 #ifndef BXN_SESSION_H
 #define BXN_SESSION_H
 
+#include "model/bxn_adapter.h"
 #include "session/bxn_cache.h"
 #include "thermal/bxn_thermal.h"
 #include "tokenizer/bxn_tokenizer.h"
@@ -17,6 +18,9 @@ typedef struct bxn_session {
     bxn_cache *cache;               /* borrowed */
     bxn_workspace ws;
     uint64_t ws_tokens;             /* what the workspace was sized for */
+    uint32_t ws_rank;               /* of adapters together, likewise */
+    bxn_adapters adapters;          /* borrowed, in force */
+    bxn_adapter_mark mark;          /* which those are */
     bxn_state *spare;               /* exclusive; NULL when the next pass must make one */
     float *work;                    /* [V] */
     uint8_t *seen;                  /* [V], zero between calls */
@@ -47,6 +51,21 @@ void bxn_session_release(bxn_session *session);
 
 /* On with another cache (the session's buffers grow when it is longer). */
 bitaxon_status bxn_session_attach(bxn_session *session, bxn_cache *cache, bitaxon_error *error);
+
+/* Adapters for all passes from here on, none with count 0; each weight is finite. MISMATCH when the cache holds
+ * tokens read with others, OUT_OF_MEMORY, LIMIT: nothing has changed. (adapters.c) */
+bitaxon_status bxn_session_adapt(bxn_session *session, const bxn_adapter *const *adapters, const float *weights,
+                                 uint32_t count, bitaxon_error *error);
+/* MISMATCH when what the cache holds was read with other adapters than the session has. */
+bitaxon_status bxn_session_check(const bxn_session *session, bitaxon_error *error);
+/* For passes: NULL when there are none. */
+static inline const bxn_adapters *bxn_session_adapters(const bxn_session *session)
+{
+    return session->adapters.count == 0 ? NULL : &session->adapters;
+}
+/* A workspace for caches of max_tokens and adapters of `rank` together, in place of the present one when that
+ * is too small; on failure it stays. */
+bitaxon_status bxn_session_room(bxn_session *session, uint64_t max_tokens, uint32_t rank, bitaxon_error *error);
 
 /* What a read is for: its time is booked there. */
 typedef enum bxn_read_kind { BXN_READ_PREFILL, BXN_READ_DECODE, BXN_READ_REPLAY } bxn_read_kind;

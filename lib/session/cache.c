@@ -332,6 +332,7 @@ void bxn_cache_clear(bxn_cache *cache)
         cache->reserve = NULL;
     }
     cache->state->has_logits = 0;
+    memset(&cache->mark, 0, sizeof cache->mark);
     memset(cache->state->scan, 0, cache->model->state_floats * sizeof(float));
 }
 
@@ -379,6 +380,7 @@ bitaxon_status bxn_cache_copy(bxn_cache *out, bxn_cache *from, bitaxon_error *er
     atomic_fetch_add(&from->state->refs, 1);
     out->state = from->state;
     out->length = from->length;
+    out->mark = from->mark;
     memcpy(out->tokens, from->tokens, from->length * sizeof *from->tokens);
     memcpy(out->phases, from->phases, phase_bytes(from->length));
     out->first_page = from->first_page;

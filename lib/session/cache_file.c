@@ -9,9 +9,12 @@
 #include "io/io.h"
 #include "session/bxn_cache.h"
 
+#include <math.h>
+#include <stddef.h>
 #include <string.h>
 
-#define FILE_VERSION 2u
+#define FILE_VERSION 3u
+#define PLAIN_VERSION 2u /* without the fields of adapters: read as none */
 
 typedef struct file_header {
     char magic[8]; /* "BXNCACHE" */
@@ -32,9 +35,16 @@ typedef struct file_header {
     uint64_t seed;
     uint32_t has_logits;
     int32_t accuracy; /* of the model that read the tokens */
+    /* from version 3 on */
+    uint32_t adapter_count;
+    uint32_t reserved;
+    float adapter_weights[BXN_ADAPTERS];
+    uint8_t adapter_ids[BXN_ADAPTERS][16];
 } file_header;
 
-_Static_assert(sizeof(file_header) == 120, "the header has no padding");
+#define PLAIN_BYTES offsetof(file_header, adapter_count)
+
+_Static_assert(sizeof(file_header) == 208 && PLAIN_BYTES == 120, "the header has no padding");
 _Static_assert(sizeof(bitaxon_logit_bias) == 8, "biases are written as they are");
 
 /* The pages that the next query can see. */
@@ -98,7 +108,12 @@ bitaxon_status bxn_cache_write(const bxn_cache *cache, const char *path, bitaxon
         .top_k = s->top_k, .temperature = s->temperature, .top_p = s->top_p, .min_p = s->min_p,
         .repetition_penalty = s->repetition_penalty, .repetition_window = s->repetition_window, .seed = s->seed,
         .has_logits = cache->state->has_logits, .accuracy = model->accuracy,
+        .adapter_count = cache->length == 0 ? 0 : cache->mark.count,
     };
+    if (header.adapter_count != 0) {
+        memcpy(header.adapter_weights, cache->mark.weights, sizeof header.adapter_weights);
+        memcpy(header.adapter_ids, cache->mark.ids, sizeof header.adapter_ids);
+    }
     header.magic[7] = 'E';
     memcpy(header.fingerprint, model->fingerprint, sizeof header.fingerprint);
     live_pages(cache, cache->length, &header.first_page, &header.page_count);
@@ -159,6 +174,33 @@ static bitaxon_status get(reader *r, void *data, size_t bytes, const char *what,
     return BITAXON_OK;
 }
 
+/* The adapters the tokens were read with; `mark` is filled. */
+static bitaxon_status check_adapters(const bxn_cache *cache, const reader *r, const file_header *h,
+                                     bxn_adapter_mark *mark, bitaxon_error *error)
+{
+    memset(mark, 0, sizeof *mark);
+    bool sound = h->adapter_count <= BXN_ADAPTERS && h->reserved == 0;
+    mark->count = sound ? h->adapter_count : 0;
+    for (uint32_t i = 0; i < BXN_ADAPTERS && sound; i++) {
+        static const uint8_t none[16];
+        if (i < h->adapter_count) {
+            sound = isfinite(h->adapter_weights[i]);
+            mark->weights[i] = h->adapter_weights[i];
+            memcpy(mark->ids[i], h->adapter_ids[i], sizeof mark->ids[i]);
+        } else {
+            sound = bxn_f32_bits(h->adapter_weights[i]) == 0 && memcmp(h->adapter_ids[i], none, sizeof none) == 0;
+        }
+    }
+    if (!sound || (h->length == 0 && h->adapter_count != 0))
+        return bxn_fail(error, BITAXON_FORMAT, "%s: adapters in the header are not sound", r->path);
+    if (h->length == 0 || cache->wanted == NULL || bxn_mark_equal(mark, cache->wanted))
+        return BITAXON_OK;
+    char had[BXN_MARK_TEXT], has[BXN_MARK_TEXT];
+    bxn_mark_text(mark, had);
+    bxn_mark_text(cache->wanted, has);
+    return bxn_fail(error, BITAXON_MISMATCH, "%s: saved after reading with %s, the session has %s", r->path, had, has);
+}
+
 static bitaxon_status check_header(const bxn_cache *cache, const reader *r, const file_header *h,
                                    bitaxon_error *error)
 {
@@ -180,7 +222,7 @@ static bitaxon_status check_header(const bxn_cache *cache, const reader *r, cons
     uint64_t first;
     uint32_t count;
     live_pages(cache, h->length, &first, &count);
-    uint64_t expected = sizeof *h + 8 + h->length * 4 + 8 + phase_bytes(h->length) + 8 + (uint64_t)h->bias_count * 8 + 8 + h->state_floats * 4 + 8 +
+    uint64_t expected = (uint64_t)h->header_bytes + 8 + h->length * 4 + 8 + phase_bytes(h->length) + 8 + (uint64_t)h->bias_count * 8 + 8 + h->state_floats * 4 + 8 +
                         (h->has_logits ? (uint64_t)h->vocab * 4 + 8 : 0) + count * (h->page_bytes + 8);
     if (h->first_page != first || h->page_count != count || h->bias_count > BXN_MAX_BIAS || h->has_logits > 1 ||
         (h->length != 0) != (h->has_logits != 0) || expected != r->source.size)
@@ -248,17 +290,19 @@ bitaxon_status bxn_cache_read(bxn_cache *cache, const char *path, bitaxon_error 
 {
     reader r = { .source = { .struct_size = sizeof r.source }, .path = path };
     file_header header;
+    bxn_adapter_mark mark;
     void *memory = NULL;
     bitaxon_status status = bxn_source_file_open(cache->mem, path, &r.source, error);
     if (status != BITAXON_OK)
         return status;
     fresh *f = NULL;
-    if (r.source.size < sizeof header + 8) {
+    if (r.source.size < PLAIN_BYTES + 8) {
         status = bxn_fail(error, BITAXON_FORMAT, "%s: %llu bytes long, too short for a saved cache", path,
                           (unsigned long long)r.source.size);
         goto done;
     }
-    int32_t code = r.source.read_at(r.source.user, 0, &header, sizeof header);
+    memset(&header, 0, sizeof header);
+    int32_t code = r.source.read_at(r.source.user, 0, &header, PLAIN_BYTES);
     if (code != 0) {
         status = bxn_fail(error, BITAXON_IO, "%s: cannot read the header (error %d)", path, code);
         goto done;
@@ -267,14 +311,18 @@ bitaxon_status bxn_cache_read(bxn_cache *cache, const char *path, bitaxon_error 
         status = bxn_fail(error, BITAXON_FORMAT, "%s: not a saved cache (offset 0)", path);
         goto done;
     }
-    if (header.version != FILE_VERSION || header.header_bytes != sizeof header) {
-        status = bxn_fail(error, BITAXON_UNSUPPORTED, "%s: version %u (this library reads %u)", path, header.version,
-                          FILE_VERSION);
+    size_t header_bytes = header.version == PLAIN_VERSION ? PLAIN_BYTES : sizeof header;
+    if ((header.version != FILE_VERSION && header.version != PLAIN_VERSION) || header.header_bytes != header_bytes) {
+        status = bxn_fail(error, BITAXON_UNSUPPORTED, "%s: version %u (this library reads %u and %u)", path,
+                          header.version, PLAIN_VERSION, FILE_VERSION);
         goto done;
     }
-    status = get(&r, &header, sizeof header, "the header", error);
+    memset(&header, 0, sizeof header);
+    status = get(&r, &header, header_bytes, "the header", error);
     if (status == BITAXON_OK)
         status = check_header(cache, &r, &header, error);
+    if (status == BITAXON_OK)
+        status = check_adapters(cache, &r, &header, &mark, error);
     if (status == BITAXON_OK)
         status = bxn_calloc(cache->mem, sizeof *f, "saved cache", &memory, error);
     f = memory;
@@ -288,6 +336,7 @@ bitaxon_status bxn_cache_read(bxn_cache *cache, const char *path, bitaxon_error 
     if (header.length != 0)
         memcpy(cache->phases, f->phases, phase_bytes(header.length));
     cache->length = header.length;
+    cache->mark = mark;
     bxn_state_unref(cache->mem, cache->model, cache->state);
     cache->state = f->state;
     f->state = NULL;

@@ -34,10 +34,9 @@ bitaxon_status bxn_session_init(bxn_session *session, bxn_mem *mem, const bxn_mo
     session->cache = cache;
     session->progress = (bxn_progress){ progress, progress_user, BITAXON_STAGE_PREFILL, 0, 1 };
     session->stats.struct_size = sizeof session->stats;
-    session->ws_tokens = cache->max_tokens;
     session->tile = 16;
-    bitaxon_status status = bxn_workspace_create(mem, &model->config, cache->max_tokens, bxn_model_tiles(model), 0,
-                                                 &session->ws, error);
+    cache->wanted = &session->mark;
+    bitaxon_status status = bxn_session_room(session, cache->max_tokens, 0, error);
     if (status == BITAXON_OK)
         status = bxn_state_create(mem, model, &session->spare, error);
     if (status == BITAXON_OK) {
@@ -67,6 +66,7 @@ void bxn_session_release(bxn_session *session)
     if (mem == NULL)
         return;
     size_t vocab = session->model->config.vocab_size;
+    session->cache->wanted = NULL;
     bxn_free(mem, session->rows, BXN_SCORE_ROWS * vocab * sizeof(float));
     bxn_free(mem, session->candidates, vocab * sizeof(bitaxon_candidate));
     bxn_free(mem, session->seen, vocab);
@@ -76,20 +76,32 @@ void bxn_session_release(bxn_session *session)
     memset(session, 0, sizeof *session);
 }
 
+bitaxon_status bxn_session_room(bxn_session *session, uint64_t max_tokens, uint32_t rank, bitaxon_error *error)
+{
+    max_tokens = max_tokens > session->ws_tokens ? max_tokens : session->ws_tokens;
+    rank = rank > session->ws_rank ? rank : session->ws_rank;
+    if (session->ws.memory != NULL && max_tokens == session->ws_tokens && rank == session->ws_rank)
+        return BITAXON_OK;
+    bxn_workspace larger;
+    bitaxon_status status = bxn_workspace_create(session->mem, &session->model->config, max_tokens,
+                                                 bxn_model_tiles(session->model), rank, &larger, error);
+    if (status != BITAXON_OK)
+        return status;
+    bxn_workspace_free(session->mem, &session->ws);
+    session->ws = larger;
+    session->ws_tokens = max_tokens;
+    session->ws_rank = rank;
+    return BITAXON_OK;
+}
+
 bitaxon_status bxn_session_attach(bxn_session *session, bxn_cache *cache, bitaxon_error *error)
 {
-    if (cache->max_tokens > session->ws_tokens) {
-        bxn_workspace larger;
-        bitaxon_status status =
-            bxn_workspace_create(session->mem, &session->model->config, cache->max_tokens,
-                                 bxn_model_tiles(session->model), 0, &larger, error);
-        if (status != BITAXON_OK)
-            return status;
-        bxn_workspace_free(session->mem, &session->ws);
-        session->ws = larger;
-        session->ws_tokens = cache->max_tokens;
-    }
+    bitaxon_status status = bxn_session_room(session, cache->max_tokens, session->ws_rank, error);
+    if (status != BITAXON_OK)
+        return status;
+    session->cache->wanted = NULL;
     session->cache = cache;
+    cache->wanted = &session->mark;
     return BITAXON_OK;
 }
 
@@ -213,7 +225,8 @@ static bitaxon_status read_tile(bxn_session *session, bool watch, bxn_phase phas
     if (status != BITAXON_OK)
         return status;
     bxn_exec exec = { .kernels = &model->kernels, .pool = model->pool, .cancel = &session->cancel,
-                      .ws = &session->ws, .phase = phase, .tick = watch ? tick : NULL,
+                      .ws = &session->ws, .phase = phase, .adapters = bxn_session_adapters(session),
+                      .tick = watch ? tick : NULL,
                       .tick_user = session, .error = error };
     bxn_kv_view kv = { &cache->layout, cache->data, cache->first_page };
     bxn_segment segment = { 0, count, cache->length, cache->state->scan, session->spare->scan, &kv };
@@ -305,6 +318,11 @@ bitaxon_status bxn_session_read(bxn_session *session, bxn_read_kind kind, const 
                         "context: %llu tokens are read, %zu more make %llu, the limit is %llu",
                         (unsigned long long)cache->length, count, (unsigned long long)(cache->length + count),
                         (unsigned long long)cache->max_tokens);
+    if (cache->length == 0)
+        cache->mark = session->mark;
+    bitaxon_status sound = bxn_session_check(session, error);
+    if (sound != BITAXON_OK)
+        return sound;
     uint64_t began = bxn_now_ns(session->mem), first = cache->length;
     if (kind == BXN_READ_PREFILL) {
         session->prefill_began_ns = began;
@@ -394,7 +412,9 @@ bitaxon_status bxn_session_return(bxn_session *session, uint64_t position, bitax
     if (position > cache->length)
         return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "rewind to %llu: only %llu tokens are read",
                         (unsigned long long)position, (unsigned long long)cache->length);
-    bitaxon_status status = bxn_cache_restore(cache, position, error);
+    bitaxon_status status = position == 0 ? BITAXON_OK : bxn_session_check(session, error);
+    if (status == BITAXON_OK)
+        status = bxn_cache_restore(cache, position, error);
     if (status != BITAXON_OK || cache->length == position)
         return status;
     return bxn_session_read(session, BXN_READ_REPLAY, cache->tokens + cache->length,

@@ -65,10 +65,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             uint32_t biases;
             memcpy(&length, copy + 56, 8);
             memcpy(&biases, copy + 76, 4);
-            sum_again(copy, size, 0, 120);
+            size_t header = copy[8] == 2 ? 120 : 208; /* by the version */
+            sum_again(copy, size, 0, header);
             if (length < size) {
-                sum_again(copy, size, 128, length * 4);
-                uint64_t phases = 128 + length * 4 + 8, phase_bytes = (length + 63) / 64 * 8;
+                sum_again(copy, size, header + 8, length * 4);
+                uint64_t phases = header + 8 + length * 4 + 8, phase_bytes = (length + 63) / 64 * 8;
                 sum_again(copy, size, (size_t)phases, phase_bytes);
                 sum_again(copy, size, (size_t)(phases + phase_bytes + 8), (uint64_t)biases * 8);
             }

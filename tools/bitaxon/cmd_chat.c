@@ -392,7 +392,7 @@ static int open_chat(chat_state *state, const char *path)
         return tool_fail(status, &error);
     }
     state->cache = bitaxon_session_cache(state->session);
-    return TOOL_OK;
+    return tool_adapters_put(state->model, &args->model, state->session);
 }
 
 int cmd_chat(int argc, char **argv)
@@ -405,6 +405,7 @@ int cmd_chat(int argc, char **argv)
         TOOL_SAMPLER_OPTIONS(&args.sampler),
         TOOL_LIST("stop", 0, "TEXT", &args.stop, "end an answer before this text; may be repeated"),
         TOOL_KV_OPTION(&args.model, "f16"),
+        TOOL_ADAPTER_OPTIONS(&args.model),
         TOOL_MODEL_OPTIONS(&args.model),
         TOOL_NO_THERMAL_OPTION(&args.thermal),
         TOOL_THERMAL_OPTIONS(&args.thermal),
@@ -441,6 +442,7 @@ int cmd_chat(int argc, char **argv)
     tool_conversation_free(&state.conversation);
     tool_tokens_free(&state.generated);
     tool_list_free(&args.stop);
+    tool_list_free(&args.model.adapters);
     free(state.turns);
     free(state.answer);
     bitaxon_session_free(state.session);

@@ -179,7 +179,8 @@ static int open_session(eval_state *state, const char *path)
     params.progress = on_progress;
     params.progress_user = state;
     bitaxon_status status = bitaxon_session_create(state->model, &params, &state->session, &error);
-    return status == BITAXON_OK ? TOOL_OK : tool_fail(status, &error);
+    return status == BITAXON_OK ? tool_adapters_put(state->model, &args->model, state->session)
+                                : tool_fail(status, &error);
 }
 
 static int evaluate(eval_state *state, const char *path, const char *text, size_t bytes)
@@ -258,6 +259,7 @@ int cmd_eval(int argc, char **argv)
                  "most tokens of an answer (default: 64)"),
         TOOL_U64("show", 0, &args.show, 1, TOOL_MAX_INTEGER, "print the first N wrong answers"),
         TOOL_KV_OPTION(&args.model, "f16"),
+        TOOL_ADAPTER_OPTIONS(&args.model),
         TOOL_MODEL_OPTIONS(&args.model),
         TOOL_NO_THERMAL_OPTION(&args.thermal),
         TOOL_THERMAL_OPTIONS(&args.thermal),
@@ -294,6 +296,7 @@ int cmd_eval(int argc, char **argv)
     }
     eval_items_free(&items);
     free(text);
+    tool_list_free(&args.model.adapters);
     bitaxon_session_free(state.session);
     bitaxon_model_free(state.model);
     bitaxon_thermal_free(state.thermal);

@@ -179,7 +179,8 @@ static int open_session(logits_state *state)
     cache.kv_type = tool_kv_type(&args->model, BITAXON_KV_F32);
     params.cache_params = &cache;
     bitaxon_status status = bitaxon_session_create(state->model, &params, &state->session, &error);
-    return status == BITAXON_OK ? TOOL_OK : tool_fail(status, &error);
+    return status == BITAXON_OK ? tool_adapters_put(state->model, &args->model, state->session)
+                                : tool_fail(status, &error);
 }
 
 static int compute(logits_state *state)
@@ -250,6 +251,7 @@ int cmd_logits(int argc, char **argv)
         TOOL_FLAG("exact", 0, &args.exact,
                   "f32 attention window and --accuracy exact"),
         TOOL_KV_OPTION(&args.model, "f32"),
+        TOOL_ADAPTER_OPTIONS(&args.model),
         TOOL_MODEL_OPTIONS(&args.model),
         TOOL_OPTIONS_END};
     logits_state state = {.args = &args};
@@ -276,6 +278,7 @@ int cmd_logits(int argc, char **argv)
     }
     free(state.ids);
     free(state.pieces);
+    tool_list_free(&args.model.adapters);
     bitaxon_session_free(state.session);
     bitaxon_model_free(state.model);
     return code;

@@ -189,8 +189,10 @@ static int open_session(run_state *state, const char *path, bitaxon_sampler_para
     params.progress = tool_progress_library;
     params.progress_user = &state->progress;
     status = bitaxon_session_create(state->model, &params, &state->session, &error);
+    code = status == BITAXON_OK ? tool_adapters_put(state->model, &args->model, state->session)
+                                : tool_fail(status, &error);
     state->load_seconds = (double)(tool_now_ns() - start) * 1e-9;
-    return status == BITAXON_OK ? TOOL_OK : tool_fail(status, &error);
+    return code;
 }
 
 /* Ids to read: *ids [count], the caller frees *ids. */
@@ -412,6 +414,7 @@ int cmd_run(int argc, char **argv)
                   "unless one of the sampling options is given"),
         TOOL_TEXT("save", 0, "FILE", &args.save, "save the state at the end"),
         TOOL_KV_OPTION(&args.model, "f16"),
+        TOOL_ADAPTER_OPTIONS(&args.model),
         TOOL_MODEL_OPTIONS(&args.model),
         TOOL_NO_THERMAL_OPTION(&args.thermal),
         TOOL_THERMAL_OPTIONS(&args.thermal),
@@ -458,6 +461,7 @@ int cmd_run(int argc, char **argv)
     free(state.text);
     tool_tokens_free(&state.generated);
     tool_list_free(&args.stop);
+    tool_list_free(&args.model.adapters);
     bitaxon_session_free(state.session);
     bitaxon_cache_free(state.cache);
     bitaxon_model_free(state.model);

@@ -24,6 +24,7 @@ static const command commands[] = {
     {"bench", "speed beside the limits of this machine", cmd_bench},
     {"new", "write a randomly initialised model", cmd_new},
     {"quantize", "float model to 2 to 8 bits", cmd_quantize},
+    {"merge", "model and adapters to a model without", cmd_merge},
     {"pack", "model to the layout that opens fastest", cmd_pack},
     {"verify", "check an untrusted model without running it", cmd_verify},
     {"thermal", "sensors, and what the thermal policy would do", cmd_thermal},

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <float.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -84,7 +85,7 @@ int tool_model_args_check(const char *command, const tool_model_args *args)
     if (args->kv != NULL && find_kv(args->kv) == BITAXON_KV_DEFAULT) {
         return tool_usage_error(command, "--kv: '%s' is not f16, f32, i8 or q4", args->kv);
     }
-    return TOOL_OK;
+    return tool_adapters_check(command, &args->adapters);
 }
 
 int32_t tool_kv_type(const tool_model_args *args, int32_t fallback)
@@ -143,6 +144,64 @@ int tool_model_open(const char *path, const tool_model_args *args, uint32_t flag
     tool_model_params(path, args, flags, progress, &host, &params);
     bitaxon_status status = bitaxon_model_open(&params, model, &error);
     tool_progress_clear(progress);
+    return status == BITAXON_OK ? TOOL_OK : tool_fail(status, &error);
+}
+
+char *tool_adapter_path(const char *text, float *weight)
+{
+    const char *colon = strrchr(text, ':');
+    size_t bytes = strlen(text);
+    double value = 1;
+    if (colon != NULL && tool_parse_real(colon + 1, &value)) {
+        bytes = (size_t)(colon - text);
+    }
+    char *path = tool_alloc(bytes + 1);
+    memcpy(path, text, bytes);
+    path[bytes] = '\0';
+    *weight = (float)value;
+    return path;
+}
+
+int tool_adapters_check(const char *command, const tool_list *adapters)
+{
+    if (adapters->count > BITAXON_ADAPTERS_MAX) {
+        return tool_usage_error(command, "--adapter: %zu are too many, %d work together",
+                                adapters->count, BITAXON_ADAPTERS_MAX);
+    }
+    for (size_t i = 0; i < adapters->count; i++) {
+        float weight = 0;
+        char *path = tool_adapter_path(adapters->items[i], &weight);
+        bool empty = path[0] == '\0';
+        free(path);
+        if (empty || !(fabsf(weight) <= FLT_MAX)) {
+            return tool_usage_error(command, "--adapter: '%s' is not PATH or PATH:WEIGHT",
+                                    adapters->items[i]);
+        }
+    }
+    return TOOL_OK;
+}
+
+int tool_adapters_put(bitaxon_model *model, const tool_model_args *args, bitaxon_session *session)
+{
+    bitaxon_error error = BITAXON_ERROR_INIT;
+    bitaxon_adapter *adapters[BITAXON_ADAPTERS_MAX] = {NULL};
+    float weights[BITAXON_ADAPTERS_MAX] = {0};
+    uint32_t count = (uint32_t)args->adapters.count;
+    bitaxon_status status = BITAXON_OK;
+    for (uint32_t i = 0; i < count && status == BITAXON_OK; i++) {
+        char *path = tool_adapter_path(args->adapters.items[i], &weights[i]);
+        bitaxon_adapter_params params = {.struct_size = sizeof params,
+                                         .scale = (float)args->adapter_scale,
+                                         .path = path};
+        status = bitaxon_adapter_open(model, &params, &adapters[i], &error);
+        free(path);
+    }
+    if (status == BITAXON_OK) {
+        status = bitaxon_session_set_adapters(session, adapters, weights, count, &error);
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        bitaxon_adapter_free(adapters[i]);
+    }
     return status == BITAXON_OK ? TOOL_OK : tool_fail(status, &error);
 }
 

@@ -15,6 +15,8 @@ typedef struct tool_model_args {
     const char *isa;
     const char *accuracy;
     const char *kv;
+    tool_list adapters; /* PATH or PATH:WEIGHT */
+    double adapter_scale;
 } tool_model_args;
 
 #define TOOL_MODEL_OPTIONS(args)                                                                   \
@@ -39,7 +41,20 @@ typedef struct tool_model_args {
     TOOL_TEXT("kv", 0, "TYPE", &(args)->kv,                                                        \
               "f16, f32, i8 or q4: type of the attention window (default: " default_text ")")
 
-/* Check --isa, --accuracy and --kv. Command names the one to ask for --help. */
+#define TOOL_ADAPTER_OPTIONS(args)                                                                 \
+    TOOL_LIST("adapter", 0, "PATH[:WEIGHT]", &(args)->adapters,                                    \
+              "an adapter to put on, with its weight (default: 1);\nup to 4 times"),               \
+        {TOOL_KIND_REAL,                                                                           \
+         "adapter-scale",                                                                          \
+         0,                                                                                        \
+         "X",                                                                                      \
+         "scale of adapters, instead of what their files tell\n(of files that tell none: 20)",     \
+         &(args)->adapter_scale,                                                                   \
+         -1e6,                                                                                     \
+         1e6,                                                                                      \
+         NULL}
+
+/* Check --isa, --accuracy, --kv and --adapter. Command names the one to ask for --help. */
 int tool_model_args_check(const char *command, const tool_model_args *args);
 /* BITAXON_KV_*; `fallback` when the option is absent. */
 int32_t tool_kv_type(const tool_model_args *args, int32_t fallback);
@@ -51,6 +66,12 @@ void tool_model_params(const char *path, const tool_model_args *args, uint32_t f
 void tool_host(bitaxon_host *host);
 int tool_model_open(const char *path, const tool_model_args *args, uint32_t flags,
                     tool_progress *progress, bitaxon_model **model);
+
+/* Open the adapters that --adapter names and put them on the session, which keeps them. */
+int tool_adapters_put(bitaxon_model *model, const tool_model_args *args, bitaxon_session *session);
+/* "PATH:0.5" to the path (free it) and 0.5; without a number at its end the weight is 1. */
+char *tool_adapter_path(const char *text, float *weight);
+int tool_adapters_check(const char *command, const tool_list *adapters);
 
 /* An integer fact that every model has. */
 int tool_model_integer(const bitaxon_model *model, const char *key, int64_t *value);
