@@ -157,6 +157,27 @@ static uint64_t attention(run *r, bxn_kv_type type)
     return hash;
 }
 
+static uint64_t outer(run *r)
+{
+    uint64_t hash = EMPTY;
+    for (int i = 0; i < 10; i++) {
+        const uint32_t rows = 1 + below(r, 300), count = 1 + below(r, 60), columns = 1 + below(r, 200);
+        float *p = guarded_floats((size_t)rows * count), *q = guarded_floats((size_t)rows * columns);
+        float *c = guarded_floats((size_t)count * columns);
+        for (size_t at = 0; at < (size_t)rows * count; at++)
+            p[at] = normal(r);
+        for (size_t at = 0; at < (size_t)rows * columns; at++)
+            q[at] = normal(r);
+        for (size_t at = 0; at < (size_t)count * columns; at++)
+            c[at] = normal(r);
+        const bxn_outer_args args = {p, count, q, columns, rows, c, columns};
+        r->kernels->outer_add(&args, 0, count, 0, columns);
+        hash = digest(hash, c, (size_t)count * columns);
+        release_guarded(r, "digest");
+    }
+    return hash;
+}
+
 void print_digests(const bxn_kernels *kernels, const bxn_kernels *plain)
 {
     static const struct {
@@ -185,6 +206,8 @@ void print_digests(const bxn_kernels *kernels, const bxn_kernels *plain)
         run r = {.entry = names[i], .kernels = kernels, .plain = plain, .seed = 50 + i % 3};
         printf("%-16s %016llx\n", names[i], (unsigned long long)dense(&r, types[i % 3], i >= 3));
     }
+    run products_of_columns = {.entry = "outer_add", .kernels = kernels, .plain = plain, .seed = 55};
+    printf("%-16s %016llx\n", "outer_add", (unsigned long long)outer(&products_of_columns));
     for (int type = BXN_KV_F16; type <= BXN_KV_Q4; type++) {
         static const char *const names[] = {"", "attention_f16", "attention_f32", "attention_i8",
                                             "attention_q4"};
