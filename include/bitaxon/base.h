@@ -71,7 +71,7 @@ BITAXON_API size_t bitaxon_struct_size(const char *name);
 
 /* A stage of long work. stage is one of BITAXON_STAGE_*; done and total are in
  * the stage's own unit (bytes when loading or converting, tokens in prefill,
- * evaluation and scoring); total is never 0. */
+ * evaluation and scoring, micro-steps or examples in training); total is never 0. */
 typedef struct bitaxon_progress {
     uint32_t struct_size;
     int32_t stage;
@@ -84,7 +84,8 @@ enum {
     BITAXON_STAGE_LOAD = 1,
     BITAXON_STAGE_PREFILL = 2,
     BITAXON_STAGE_CONVERT = 3,
-    BITAXON_STAGE_VERIFY = 4
+    BITAXON_STAGE_VERIFY = 4,
+    BITAXON_STAGE_TRAIN = 5
 };
 
 /* Called from the thread that made the call, at least every 50 ms of work.

@@ -8,12 +8,14 @@
 #include <bitaxon/batch.h>
 #include <bitaxon/cache.h>
 #include <bitaxon/convert.h>
+#include <bitaxon/dataset.h>
 #include <bitaxon/host.h>
 #include <bitaxon/model.h>
 #include <bitaxon/session.h>
 #include <bitaxon/source.h>
 #include <bitaxon/thermal.h>
 #include <bitaxon/tokenizer.h>
+#include <bitaxon/train.h>
 #include <bitaxon/version.h>
 
 #endif

@@ -11,6 +11,7 @@
 #include "session/bxn_session.h"
 #include "thermal/bxn_thermal.h"
 #include "tokenizer/bxn_tokenizer.h"
+#include "train/bxn_trainer.h"
 
 /* Immutable once opened, but for the counters of mem and refs. */
 struct bitaxon_model {
@@ -48,8 +49,24 @@ struct bitaxon_session {
     bxn_session core;
 };
 
+struct bitaxon_dataset {
+    _Atomic uint32_t refs; /* the host's, and those of the trainers that use it */
+    atomic_int taken;      /* a trainer has it: no more is added */
+    bitaxon_model *model;  /* of the tokenizer and the memory */
+    bitaxon_dataset_params params; /* with defaults; pointers NULL */
+    bool from_file;
+    bxn_dataset *core;
+};
+
+struct bitaxon_trainer {
+    bitaxon_model *model;
+    bitaxon_dataset *data, *validation; /* references; validation is nullable, as is thermal */
+    bitaxon_thermal *thermal;
+    bxn_trainer core;
+};
+
 struct bitaxon_thermal {
-    _Atomic uint32_t refs; /* the host's, and those of the sessions that use it */
+    _Atomic uint32_t refs; /* the host's, and those of sessions and trainers that use it */
     bxn_thermal core;
 };
 
@@ -62,8 +79,13 @@ bitaxon_status bxn_copy_params(const void *in, void *out, size_t known, size_t l
 bitaxon_status bxn_copy_result(const void *in, void *out, size_t known, size_t least,
                                const char *name, bitaxon_error *error);
 
+/* A model of which the headers were read alone: configuration and shapes, no data. *estimate is what
+ * bitaxon_model_estimate tells of the model. Params as bitaxon_model_open. */
+bitaxon_status bxn_model_plan(const bitaxon_model_params *params, bitaxon_model **out, bitaxon_estimate *estimate,
+                              bitaxon_error *error);
 void bxn_model_ref(bitaxon_model *model);
 void bxn_thermal_ref(bitaxon_thermal *thermal);
+void bxn_dataset_ref(bitaxon_dataset *dataset); /* for a trainer: nothing is added from now on */
 void bxn_cache_unref(bitaxon_cache *cache);
 void bxn_adapter_ref(bitaxon_adapter *adapter);
 /* A handle of `model` with an empty core, to be filled; free with bitaxon_adapter_free. */

@@ -237,26 +237,41 @@ bitaxon_status bitaxon_model_open(const bitaxon_model_params *params, bitaxon_mo
     return BITAXON_OK;
 }
 
+bitaxon_status bxn_model_plan(const bitaxon_model_params *params, bitaxon_model **out, bitaxon_estimate *estimate,
+                              bitaxon_error *error)
+{
+    bitaxon_model_params p;
+    bitaxon_model *model = NULL;
+    *out = NULL;
+    *estimate = (bitaxon_estimate){ .struct_size = sizeof *estimate };
+    bitaxon_status status = bxn_copy_params(params, &p, sizeof p, 8, "bitaxon_model_params", error);
+    if (status == BITAXON_OK)
+        status = check_params(&p, error);
+    if (status == BITAXON_OK && (p.flags & BITAXON_MODEL_TOKENIZER_ONLY) != 0)
+        status = bxn_fail(error, BITAXON_INVALID_ARGUMENT, "an estimate needs weights, the flags say TOKENIZER_ONLY");
+    if (status == BITAXON_OK)
+        status = make(&p, &model, error);
+    if (status == BITAXON_OK)
+        status = open_all(model, &p, estimate, error);
+    if (status != BITAXON_OK) {
+        bitaxon_model_free(model);
+        return status;
+    }
+    *out = model;
+    return BITAXON_OK;
+}
+
 bitaxon_status bitaxon_model_estimate(const bitaxon_model_params *params, const bitaxon_cache_params *cache,
                                       bitaxon_estimate *out, bitaxon_error *error)
 {
     if (params == NULL || out == NULL)
         return bxn_null(error, params == NULL ? "params" : "out");
-    bitaxon_model_params p;
     bitaxon_cache_params c;
     bitaxon_model *model = NULL;
-    bitaxon_estimate estimate = { .struct_size = sizeof estimate };
-    bitaxon_status status = bxn_copy_params(params, &p, sizeof p, 8, "bitaxon_model_params", error);
+    bitaxon_estimate estimate;
+    bitaxon_status status = bxn_copy_params(cache, &c, sizeof c, 8, "bitaxon_cache_params", error);
     if (status == BITAXON_OK)
-        status = check_params(&p, error);
-    if (status == BITAXON_OK && (p.flags & BITAXON_MODEL_TOKENIZER_ONLY) != 0)
-        status = bxn_fail(error, BITAXON_INVALID_ARGUMENT, "bitaxon_model_estimate: TOKENIZER_ONLY has no sessions");
-    if (status == BITAXON_OK)
-        status = bxn_copy_params(cache, &c, sizeof c, 8, "bitaxon_cache_params", error);
-    if (status == BITAXON_OK)
-        status = make(&p, &model, error);
-    if (status == BITAXON_OK)
-        status = open_all(model, &p, &estimate, error);
+        status = bxn_model_plan(params, &model, &estimate, error);
     if (status == BITAXON_OK)
         status = bxn_cache_params_check(&model->core.config, &c, &c, error);
     if (status == BITAXON_OK) {

@@ -90,6 +90,13 @@ size_t bitaxon_struct_size(const char *name)
         STRUCT_SIZE(bitaxon_thermal_params),
         STRUCT_SIZE(bitaxon_thermal_status),
         STRUCT_SIZE(bitaxon_thermal_point),
+        STRUCT_SIZE(bitaxon_dataset_params),
+        STRUCT_SIZE(bitaxon_dataset_info),
+        STRUCT_SIZE(bitaxon_trainer_params),
+        STRUCT_SIZE(bitaxon_train_estimate),
+        STRUCT_SIZE(bitaxon_train_result),
+        STRUCT_SIZE(bitaxon_trainer_info),
+        STRUCT_SIZE(bitaxon_train_point),
         STRUCT_SIZE(bitaxon_adapter_params),
         STRUCT_SIZE(bitaxon_adapter_info),
 #undef STRUCT_SIZE

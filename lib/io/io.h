@@ -184,6 +184,19 @@ bitaxon_status bxn_st_patch_meta(bxn_st_writer *writer, const char *key, const c
 bitaxon_status bxn_st_commit(bxn_st_writer *writer, bitaxon_error *error); /* frees */
 void bxn_st_abort(bxn_st_writer *writer);
 
+/* ---- directories (directory.c) ---------------------------------------------------------- */
+
+bool bxn_path_exists(const char *path);
+/* Names in no order, without "." and ".."; a visitor that does not return OK ends the walk. */
+bitaxon_status bxn_directory_each(const char *path, bitaxon_status (*visit)(void *user, const char *name), void *user,
+                                  bitaxon_error *error);
+bitaxon_status bxn_directory_make(const char *path, bitaxon_error *error); /* its parent exists, it does not */
+/* What is in it and its names survive a loss of power; where a system knows no such sync, nothing. */
+bitaxon_status bxn_directory_sync(const char *path, bitaxon_error *error);
+bitaxon_status bxn_directory_move(const char *from, const char *to, bitaxon_error *error);
+/* With the files in it; directories in it are a failure, and the files are gone then. */
+bitaxon_status bxn_directory_remove(const char *path, bitaxon_error *error);
+
 /* mkdir -p; copy a file through the writer. */
 bitaxon_status bxn_make_directory(const char *path, bitaxon_error *error);
 bitaxon_status bxn_copy_file(bxn_mem *mem, const bxn_bundle *bundle, const bxn_file *file,

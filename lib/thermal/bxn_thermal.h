@@ -150,6 +150,10 @@ void bxn_thermal_release(bxn_thermal *thermal);
  * Returns OK, CANCELLED, THERMAL_STOP (the message says why, and when to go on). */
 bitaxon_status bxn_thermal_gate(bxn_thermal *thermal, bxn_thermal_use *use, uint64_t tokens,
                                 const atomic_int *cancel, bool *narrow, bitaxon_error *error);
+/* Rest for ns, at most 10 s, in slices; counted as rested. CANCELLED. For trainers of one thread, which
+ * cannot be narrowed. */
+bitaxon_status bxn_thermal_rest(bxn_thermal *thermal, bxn_thermal_use *use, uint64_t ns, const atomic_int *cancel,
+                                bitaxon_error *error);
 /* Microjoules used so far, read now; false when there is no source. */
 bool bxn_thermal_energy(bxn_thermal *thermal, uint64_t *uj);
 /* The same as of the last sample. */

@@ -221,6 +221,16 @@ bitaxon_status bxn_thermal_gate(bxn_thermal *t, bxn_thermal_use *use, uint64_t t
     return BITAXON_OK;
 }
 
+bitaxon_status bxn_thermal_rest(bxn_thermal *t, bxn_thermal_use *use, uint64_t ns, const atomic_int *cancel,
+                                bitaxon_error *error)
+{
+    uint64_t until = bxn_now_ns(&t->mem) + (ns < LONGEST_REST_NS ? ns : LONGEST_REST_NS);
+    if (!rest(t, until, cancel, &t->rested_ns))
+        return bxn_fail(error, BITAXON_CANCELLED, "cancelled while the thermal policy rested");
+    use->since_ns = bxn_now_ns(&t->mem);
+    return BITAXON_OK;
+}
+
 bool bxn_thermal_energy(bxn_thermal *t, uint64_t *uj)
 {
     note n;

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_train_crash.c - a run of 200 updates that is killed (SIGKILL) at random moments, 100 times in all, each time
+ * gone on with by a new process: the adapter's file at its end has the bytes of a run that was never killed.
+ * The processes are this program again. */
+#include "trainer_fixture.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { UPDATES = 200, KILLS = 100 };
+
+/* The run in a process of its own: goes on from what is in `folder`, and writes the adapter when it is done. */
+static int train(const char *folder)
+{
+    char home[600], last[600];
+    snprintf(home, sizeof home, "%s/run", folder);
+    snprintf(last, sizeof last, "%s/adapter.safetensors", folder);
+    bitaxon_model *model = open_model(QUANTISED, 1, NULL);
+    bitaxon_dataset *data = count_up(model, BITAXON_OBJECTIVE_SFT, 20, 1);
+    bitaxon_trainer_params p = small_run(data, BITAXON_TRAIN_DORA, UPDATES);
+    p.targets = "q_proj,in_proj";
+    p.block_tokens = 24;
+    p.accumulate = 1;
+    bitaxon_trainer *trainer = make_trainer(model, &p);
+    bitaxon_status status = bitaxon_trainer_resume(trainer, home, &error);
+    if (status != BITAXON_OK)
+        EXPECT(IO, status); /* nothing there yet */
+    while ((status = bitaxon_trainer_step(trainer, NULL, &error)) == BITAXON_OK)
+        if (trainer->core.at.step % 7 == 0)
+            OK(bitaxon_trainer_save(trainer, home, 2, &error));
+    EXPECT(END, status);
+    bitaxon_adapter *adapter;
+    OK(bitaxon_trainer_adapter(trainer, &adapter, &error));
+    OK(bitaxon_adapter_save(adapter, last, &error));
+    return 0;
+}
+
+static uint64_t now_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
+}
+
+static pid_t start(const char *folder)
+{
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        execl("/proc/self/exe", "test_train_crash", "train", folder, (char *)NULL);
+        _exit(127);
+    }
+    return child;
+}
+
+/* True when it ended by itself within the time (0: any); else it was killed. */
+static bool run_for(const char *folder, uint64_t us)
+{
+    pid_t child = start(folder);
+    int state;
+    for (uint64_t began = now_us(); us == 0 || now_us() - began < us;) {
+        pid_t ended = waitpid(child, &state, us == 0 ? 0 : WNOHANG);
+        if (ended == child) {
+            if (!WIFEXITED(state) || WEXITSTATUS(state) != 0)
+                fail_msg("a run ended with %d", state);
+            return true;
+        }
+        struct timespec nap = { 0, 200000 };
+        nanosleep(&nap, NULL);
+    }
+    kill(child, SIGKILL);
+    assert_int_equal(waitpid(child, &state, 0), child);
+    return WIFEXITED(state) && WEXITSTATUS(state) == 0;
+}
+
+static void test_kills(void **state)
+{
+    (void)state;
+    if (access("/proc/self/exe", X_OK) != 0) {
+        print_message("SKIP kills: /proc is not mounted\n");
+        skip();
+    }
+    char *folder = make_folder();
+    uint64_t began = now_us();
+    assert_true(run_for(folder, 0));
+    uint64_t whole = now_us() - began, kills = 0, runs = 0;
+    size_t size;
+    unsigned char *want = read_whole(in_folder(folder, "adapter.safetensors"), &size);
+    remove_folder(folder);
+    while (kills < KILLS) {
+        folder = make_folder();
+        bool done = false;
+        for (uint64_t n = 0; !done; n++) {
+            uint64_t most = whole / 12 + n % 8 * (whole / 24); /* so that some get far on any machine */
+            uint64_t us = kills >= KILLS ? 0 : (uint64_t)(bxn_uniform(8, runs, n) * (double)most) + 1;
+            done = run_for(folder, us);
+            kills += !done;
+        }
+        size_t bytes;
+        unsigned char *got = read_whole(in_folder(folder, "adapter.safetensors"), &bytes);
+        assert_int_equal(bytes, size);
+        assert_memory_equal(got, want, size);
+        free(got);
+        remove_folder(folder);
+        runs++;
+    }
+    print_message("%llu kills in %llu runs of %d updates, the same %zu bytes each time\n", (unsigned long long)kills,
+                  (unsigned long long)runs, UPDATES, size);
+    free(want);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_kills) };
+    if (argc == 3 && strcmp(argv[1], "train") == 0)
+        return train(argv[2]);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
