@@ -225,7 +225,7 @@ static void test_which_stay(void **state)
     assert_true(exists(at_step(&b, 5)) && !exists(at_step(&b, 6)));
     bitaxon_trainer_free(other);
     /* What a killed process leaves is cleared up; what it moved aside comes back. */
-    char from[600], to[600];
+    char from[600], to[640];
     snprintf(from, sizeof from, "%s", at_step(&b, 5));
     snprintf(to, sizeof to, "%s.old", from);
     assert_int_equal(rename(from, to), 0);
@@ -444,6 +444,8 @@ static void test_no_room(void **state)
         EXPECT(IO, bitaxon_trainer_save(trainer, b.home, 0, &error));
         assert_int_equal(chmod(b.home, 0700), 0);
     }
+    if (exists("/proc/self"))
+        EXPECT(IO, bitaxon_trainer_save(trainer, "/proc/run", 0, &error)); /* not even root may */
     write_whole(in_folder(b.folder, "file"), "x", 1);
     EXPECT(IO, bitaxon_trainer_save(trainer, in_folder(b.folder, "file"), 0, &error));
     EXPECT(IO, bitaxon_trainer_save(trainer, in_folder(b.folder, "file/run"), 0, &error));

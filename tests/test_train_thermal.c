@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_train_thermal.c - training under a thermal policy with a scripted sensor and a clock that only moves
- * when it is asked or slept: pauses, stops within and between updates, rest of one thread, energy; and
+ * with work and sleep: pauses, stops within and between updates, rest of one thread, energy; and
  * that none of it shows in a bit of what was trained. */
 #include "trainer_fixture.h"
 
 #define MS 1000000u
 
 typedef struct machine {
-    uint64_t now, asked;
-    uint64_t slept;
+    uint64_t now, slept;
     int32_t mc;              /* temperature that the next readings give */
     int32_t cooled;          /* and after a sleep; 0: no change */
     uint64_t energy, sleeps, cancel_at;
@@ -17,9 +16,16 @@ typedef struct machine {
 
 static uint64_t fake_now(void *user)
 {
-    machine *m = user;
-    m->asked++;
-    return m->now += MS; /* work takes time */
+    return ((machine *)user)->now;
+}
+
+/* The host's executor: a region of work takes a millisecond. */
+static int32_t fake_work(void *user, uint32_t count, void (*task)(void *context, uint32_t index), void *context)
+{
+    ((machine *)user)->now += MS;
+    for (uint32_t i = 0; i < count; i++)
+        task(context, i);
+    return 0;
 }
 
 static void fake_sleep(void *user, uint64_t ns)
@@ -50,7 +56,7 @@ typedef struct bench {
     bitaxon_dataset *data;
 } bench;
 
-static void bench_start(bench *b, uint32_t threads, const bitaxon_thermal_params *changes)
+static void bench_start(bench *b, bool own_threads, const bitaxon_thermal_params *changes)
 {
     memset(b, 0, sizeof *b);
     b->m.mc = 50000;
@@ -65,7 +71,9 @@ static void bench_start(bench *b, uint32_t threads, const bitaxon_thermal_params
     p.sample_ms = 10;
     p.dwell_ms = 20;
     OK(bitaxon_thermal_create(&p, &b->thermal, &error));
-    b->model = open_model(QUANTISED, threads, &b->host);
+    if (!own_threads)
+        b->host.parallel_for = fake_work;
+    b->model = open_model(QUANTISED, 2, &b->host);
     b->data = count_up(b->model, BITAXON_OBJECTIVE_SFT, 30, 1);
 }
 
@@ -89,7 +97,7 @@ static void test_cool(void **state)
 {
     (void)state;
     bench b;
-    bench_start(&b, 2, &plain);
+    bench_start(&b, false, &plain);
     bitaxon_trainer *trainer = bench_trainer(&b, false);
     steps(trainer, 8);
     outcome want = outcome_of(trainer);
@@ -97,7 +105,7 @@ static void test_cool(void **state)
     trainer = bench_trainer(&b, true);
     for (int u = 0; u < 8; u++) {
         bitaxon_train_result r = step(trainer);
-        assert_true(r.energy_uj > 0 && r.step_ns > 0 && r.paused_ns < r.step_ns);
+        assert_true(r.energy_uj > 0 && r.step_ns > 0 && r.paused_ns == 0);
     }
     assert_true(b.m.slept == 0);
     check_outcome(trainer, &want);
@@ -111,7 +119,7 @@ static void test_pause(void **state)
 {
     (void)state;
     bench b;
-    bench_start(&b, 2, &plain);
+    bench_start(&b, false, &plain);
     bitaxon_trainer *trainer = bench_trainer(&b, false);
     steps(trainer, 8);
     outcome want = outcome_of(trainer);
@@ -142,7 +150,7 @@ static void test_stop(void **state)
 {
     (void)state;
     bench b;
-    bench_start(&b, 2, &plain);
+    bench_start(&b, false, &plain);
     bitaxon_trainer *trainer = bench_trainer(&b, false);
     steps(trainer, 8);
     outcome want = outcome_of(trainer);
@@ -186,7 +194,7 @@ static void test_stop_within(void **state)
 {
     (void)state;
     bench b;
-    bench_start(&b, 1, &plain);
+    bench_start(&b, false, &plain);
     bitaxon_trainer *trainer = bench_trainer(&b, false);
     steps(trainer, 8);
     outcome want = outcome_of(trainer);
@@ -213,13 +221,13 @@ static void test_stop_within(void **state)
     bench_end(&b);
 }
 
-/* WARM: one thread rests as long as it worked; several are halved and do not rest. */
+/* WARM: threads of ours are halved and do not rest; those of the host cannot be, and rest as long as they worked. */
 static void test_warm(void **state)
 {
     (void)state;
-    for (uint32_t threads = 1; threads <= 2; threads++) {
+    for (int own_threads = 0; own_threads < 2; own_threads++) {
         bench b;
-        bench_start(&b, threads, &plain);
+        bench_start(&b, own_threads != 0, &plain);
         bitaxon_trainer *trainer = bench_trainer(&b, false);
         steps(trainer, 8);
         outcome want = outcome_of(trainer);
@@ -227,12 +235,12 @@ static void test_warm(void **state)
         trainer = bench_trainer(&b, true);
         b.m.mc = 77000;
         b.m.now += 1000u * (uint64_t)MS;
+        uint64_t began = b.m.now;
         for (int u = 0; u < 8; u++)
             step(trainer);
-        if (threads == 1)
-            assert_true(b.m.slept >= 15u * MS);
-        else
-            assert_true(b.m.slept == 0);
+        double share = (double)b.m.slept / ((double)(b.m.now - began) + 1);
+        print_message("warm, %s threads: rested %.2f\n", own_threads ? "own" : "the host's", share);
+        assert_true(own_threads ? b.m.slept == 0 : share > 0.4 && share < 0.5);
         check_outcome(trainer, &want);
         bitaxon_trainer_free(trainer);
         outcome_free(&want);
@@ -245,7 +253,7 @@ static void test_duty(void **state)
 {
     (void)state;
     bench b;
-    bench_start(&b, 1, &(bitaxon_thermal_params){ .duty_percent = 50 });
+    bench_start(&b, false, &(bitaxon_thermal_params){ .duty_percent = 50 });
     bitaxon_trainer *trainer = bench_trainer(&b, true);
     uint64_t began = b.m.now, away = 0;
     for (int u = 0; u < 8; u++) {
@@ -255,7 +263,7 @@ static void test_duty(void **state)
     }
     double share = (double)b.m.slept / (double)(b.m.now - began - away);
     print_message("rested %.2f of the time of steps\n", share);
-    assert_true(share > 0.3 && share < 0.6);
+    assert_true(share > 0.4 && share < 0.55);
     bitaxon_trainer_free(trainer);
     bench_end(&b);
 }

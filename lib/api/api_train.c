@@ -132,20 +132,25 @@ bitaxon_status bitaxon_trainer_estimate(const bitaxon_model_params *model, const
     bitaxon_trainer_params p;
     bitaxon_model *plan = NULL;
     bitaxon_estimate estimate;
+    bxn_model shapes;
     uint32_t rows = 0;
     bitaxon_status status = copy_params(params, &p, error);
     if (status == BITAXON_OK)
         status = bxn_trainer_resolve(&p, longest(&p), p.adapter != NULL ? &p.adapter->core : NULL, error);
     if (status == BITAXON_OK)
         status = bxn_model_plan(model, &plan, &estimate, error);
-    if (status == BITAXON_OK && p.method == BITAXON_TRAIN_FULL)
-        status = bxn_trainer_check_float(&plan->core, error);
+    if (status == BITAXON_OK && p.method == BITAXON_TRAIN_FULL && plan->loaded.quantised)
+        status = bxn_fail(error, BITAXON_UNSUPPORTED, "only float models train in full, and %s is quantised: "
+                          "train an adapter, or the float model", plan->where);
     if (status == BITAXON_OK)
         status = rows_of(plan, &p, &rows, error);
+    if (status == BITAXON_OK)
+        status = bxn_trainer_shapes(&plan->mem, &plan->core, &shapes, error);
     if (status == BITAXON_OK) {
         bitaxon_train_estimate e = { .struct_size = sizeof e, .mapped_bytes = estimate.mapped_bytes,
                                      .model_bytes = estimate.model_bytes };
-        bxn_trainer_measure(&plan->core, &p, rows, &e);
+        bxn_trainer_measure(&shapes, &p, rows, &e);
+        bxn_trainer_shapes_free(&plan->mem, &shapes);
         e.values_bytes += bxn_alloc_cost(sizeof(bitaxon_trainer));
         e.total_bytes = e.mapped_bytes + e.model_bytes + e.values_bytes + e.pass_bytes;
         if (e.total_bytes < estimate.load_peak_bytes)

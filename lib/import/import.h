@@ -35,6 +35,7 @@ typedef struct bxn_loaded {
     uint64_t private_bytes;   /* accounted bytes of blocks and tables */
     uint64_t peak_bytes;      /* the most while loading */
     uint64_t mapped_bytes;    /* of weights used in place */
+    bool quantised;           /* a weight is */
 } bxn_loaded;
 
 /* Fill model (config already set; kernels and pool set unless plan) from tensors.

@@ -402,6 +402,7 @@ static bitaxon_status load_any(bxn_loader *loader, const char *prefix, uint32_t 
                                uint32_t cols, bool stack, bxn_weight *out)
 {
     const bxn_tensor *packed = bxn_loader_find_packed(loader, prefix);
+    loader->loaded->quantised |= packed != NULL;
     if (packed != NULL)
         return load_packed(loader, packed, prefix, count, rows, cols, stack, out);
     const bxn_tensor *tensor = bxn_loader_find(loader, prefix, ".weight");
@@ -410,6 +411,7 @@ static bitaxon_status load_any(bxn_loader *loader, const char *prefix, uint32_t 
         snprintf(name, sizeof name, "%s.weight", prefix);
         return bxn_loader_missing(loader, name);
     }
+    loader->loaded->quantised |= tensor->dtype == BXN_U32 || tensor->dtype == BXN_U8;
     if (tensor->dtype == BXN_U32 || tensor->dtype == BXN_U8)
         return bxn_load_quantised(loader, tensor, prefix, count, rows, cols, stack, out);
     if (!is_float(tensor->dtype))

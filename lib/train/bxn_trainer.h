@@ -19,9 +19,11 @@ bitaxon_status bxn_trainer_resolve(bitaxon_trainer_params *p, uint32_t max_token
 void bxn_trainer_plan(const bitaxon_trainer_params *p, bxn_adapter_plan *plan);
 void bxn_trainer_packing(const bitaxon_trainer_params *p, int32_t separator, bxn_packing *packing);
 void bxn_trainer_optimizer(const bitaxon_trainer_params *p, bxn_optimizer *optimizer);
-/* UNSUPPORTED naming the first weight outside of experts that is not float; for plans of models. */
-bitaxon_status bxn_trainer_check_float(const bxn_model *model, bitaxon_error *error);
-/* values_bytes, pass_bytes and trainable, of a model or of the plan of one; p resolved, rows of a micro-step. */
+/* A model of which the headers alone were read, as shapes of its weights without stacks of experts (which no
+ * adapter changes): what bxn_trainer_measure reads. */
+bitaxon_status bxn_trainer_shapes(bxn_mem *mem, const bxn_model *plan, bxn_model *out, bitaxon_error *error);
+void bxn_trainer_shapes_free(bxn_mem *mem, bxn_model *shapes);
+/* values_bytes, pass_bytes and trainable, of a model or of its shapes; p resolved, rows of a micro-step. */
 void bxn_trainer_measure(const bxn_model *model, const bitaxon_trainer_params *p, uint32_t rows,
                          bitaxon_train_estimate *out);
 uint32_t bxn_trainer_rows(const bitaxon_trainer_params *p); /* of a micro-step at most; 0: too many */

@@ -170,21 +170,74 @@ void bxn_trainer_optimizer(const bitaxon_trainer_params *p, bxn_optimizer *o)
                           .bias_correction = (p->flags & BITAXON_TRAIN_NO_BIAS_CORRECTION) == 0 };
 }
 
-static bitaxon_status check_weight(void *user, bxn_weight *weight, const char *name, int32_t expert)
-{
-    bitaxon_error *error = user;
-    if (expert >= 0 || weight->kind != BXN_WEIGHT_PACKED) /* a plan has no experts in memory */
-        return BITAXON_OK;
-    return bxn_fail(error, BITAXON_UNSUPPORTED,
-                    "only float models train in full: %s is quantised; train an adapter, or the float model", name);
-}
-
-bitaxon_status bxn_trainer_check_float(const bxn_model *model, bitaxon_error *error)
-{
-    return bxn_model_weights(model, check_weight, error);
-}
-
 /* ---- memory -------------------------------------------------------------------------------- */
+
+static bxn_weight matrix(uint32_t rows, uint32_t cols)
+{
+    return (bxn_weight){ .kind = BXN_WEIGHT_DENSE, .rows = rows, .cols = cols };
+}
+
+/* Shapes of all weights outside of stacks of experts, in the order of the model; no data. */
+static void shape_layer(const bxn_config *config, uint32_t layer, bxn_sublayer *mixer, bxn_sublayer *experts)
+{
+    uint32_t D = config->hidden_dim, E = D * config->ssm_expand, N = config->ssm_d_state;
+    uint32_t I = config->moe_intermediate_dim;
+    memset(mixer, 0, sizeof *mixer);
+    memset(experts, 0, sizeof *experts);
+    mixer->layer = experts->layer = layer;
+    if (bxn_config_layer(config, layer) == BXN_LAYER_SWA_MOE) {
+        mixer->op = BXN_OP_ATTENTION;
+        mixer->u.attention.q_proj = mixer->u.attention.k_proj = matrix(D, D);
+        mixer->u.attention.v_proj = mixer->u.attention.o_proj = matrix(D, D);
+    } else {
+        mixer->op = BXN_OP_SSM;
+        mixer->u.ssm.in_proj = matrix(2 * E, D);
+        mixer->u.ssm.x_proj = matrix(2 * N + 1, E);
+        mixer->u.ssm.out_proj = matrix(D, E);
+    }
+    experts->op = BXN_OP_MOE;
+    bxn_moe *moe = &experts->u.moe;
+    moe->router = matrix(config->moe_num_experts, D);
+    moe->shared = config->moe_shared_expert;
+    moe->shared_gate = matrix(1, D);
+    moe->shared_gate_proj = moe->shared_up_proj = matrix(I, D);
+    moe->shared_down_proj = matrix(D, I);
+}
+
+bitaxon_status bxn_trainer_shapes(bxn_mem *mem, const bxn_model *plan, bxn_model *out, bitaxon_error *error)
+{
+    const bxn_config *config = &plan->config;
+    void *memory;
+    bitaxon_status status = bxn_calloc(mem, 2 * (size_t)config->num_layers * sizeof *out->sublayers,
+                                       "shapes of a model", &memory, error);
+    if (status != BITAXON_OK)
+        return status;
+    memset(out, 0, sizeof *out);
+    out->config = *config;
+    out->tied = plan->tied;
+    out->embed = out->head = matrix(config->vocab_size, config->d_source_model);
+    out->input_proj = matrix(config->hidden_dim, config->d_source_model);
+    out->output_proj = matrix(config->d_source_model, config->hidden_dim);
+    out->sublayers = memory;
+    uint32_t stacks = 0;
+    for (uint32_t i = 0; i < config->num_layers; i++) {
+        bxn_sublayer mixer, experts;
+        bool both = bxn_config_layer(config, i) != BXN_LAYER_SSM;
+        shape_layer(config, i, &mixer, &experts);
+        out->sublayers[out->sublayer_count++] = mixer;
+        if (both)
+            out->sublayers[out->sublayer_count++] = experts;
+        stacks += both ? 3 : 0;
+    }
+    bxn_model_number(out);
+    out->weight_count += stacks * config->moe_num_experts;
+    return BITAXON_OK;
+}
+
+void bxn_trainer_shapes_free(bxn_mem *mem, bxn_model *shapes)
+{
+    bxn_free(mem, shapes->sublayers, 2 * (size_t)shapes->config.num_layers * sizeof *shapes->sublayers);
+}
 
 typedef struct largest {
     bxn_optimizer optimizer;

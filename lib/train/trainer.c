@@ -232,7 +232,9 @@ bitaxon_status bxn_trainer_settle(bxn_trainer *t, bool identify, bitaxon_error *
                         "the trainer's values are of no use since a failure: resume from a checkpoint");
     if (t->trainable != NULL || !(t->stale || identify))
         return BITAXON_OK;
+    uint64_t saved = bxn_float_enter();
     bitaxon_status status = bxn_adapter_updated(t->model, &t->adapter, identify, NULL, error);
+    bxn_float_leave(saved);
     t->stale = t->stale && status != BITAXON_OK;
     return status;
 }
@@ -270,7 +272,7 @@ static bitaxon_status leave(bxn_trainer *t, bitaxon_train_result *r, uint64_t be
 }
 
 /* Before a micro-step: wait as the policy says. A warm machine gets half of the threads, and where there is
- * one alone as much rest as the last micro-step took. */
+ * one alone, or they are the host's, as much rest as the last micro-step took. */
 static bitaxon_status gate(bxn_trainer *t, bitaxon_train_result *r, bitaxon_error *error)
 {
     uint32_t threads = bxn_pool_threads(t->source->pool);
@@ -280,7 +282,8 @@ static bitaxon_status gate(bxn_trainer *t, bitaxon_train_result *r, bitaxon_erro
     uint64_t began = bxn_now_ns(t->mem);
     bxn_float_leave(t->host_float); /* a host's sensor runs in the host's mode */
     bitaxon_status status = bxn_thermal_gate(t->thermal, &t->use, t->work_rows, &t->cancel, &narrow, error);
-    if (status == BITAXON_OK && narrow && threads == 1 && t->work_ns != 0)
+    bool fixed = threads == 1 || t->mem->host.parallel_for != NULL;
+    if (status == BITAXON_OK && narrow && fixed && t->work_ns != 0)
         status = bxn_thermal_rest(t->thermal, &t->use, t->work_ns, &t->cancel, error);
     if (status == BITAXON_OK)
         t->work_ns = t->work_rows = 0;
