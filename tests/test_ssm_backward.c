@@ -286,7 +286,8 @@ static bitaxon_status run_mixer(mixer *m, uint64_t features, uint32_t threads, b
     assert_int_equal(bxn_mem_init(&mem, NULL, 0, &error), BITAXON_OK);
     assert_int_equal(bxn_pool_create(&mem, threads, &pool, &error), BITAXON_OK);
     bxn_kernels_init(&kernels, features);
-    size_t bytes = bxn_ssm_train_bytes(&m->p, m->rows, m->c.mode == FULL ? 0 : RANK, m->c.mode == FULL);
+    size_t bytes = bxn_ssm_train_bytes(&m->p, m->rows, m->c.mode == FULL ? 0 : RANK, m->c.mode != FULL,
+                                       m->c.mode == FULL);
     bxn_train_pass pass = { .exec = { .kernels = &kernels, .pool = pool, .cancel = &cancel, .error = &error,
                                       .adapters = m->c.mode == FULL ? NULL : &m->adapters },
                             .rows = m->rows, .documents = m->documents, .document_count = m->document_count,

@@ -164,6 +164,12 @@ static UNUSED_OK void start_adapter(training *t)
     t->grads = &t->own_grads;
 }
 
+static UNUSED_OK void make_runner(training *t, uint32_t rows)
+{
+    CHECK(bxn_runner_create(&t->model->mem, t->core, rows, t->rank, t->rank != 0 && t->adapter.dora, t->rank == 0,
+                            &t->runner, &error));
+}
+
 /* ---- a run -------------------------------------------------------------------------------- */
 
 /* name: of a fixture. threads: of the pool; parallel_for (nullable) in its place. */
@@ -205,7 +211,7 @@ static UNUSED_OK void training_open(training *t, const char *name, uint32_t thre
         t->parameters = bxn_trainable_parameters(t->trainable);
         t->grads = bxn_trainable_grads(t->trainable);
     }
-    CHECK(bxn_runner_create(&t->model->mem, t->core, most_rows(t), t->rank, t->rank == 0, &t->runner, &error));
+    make_runner(t, most_rows(t));
 }
 
 static UNUSED_OK void training_close(training *t)

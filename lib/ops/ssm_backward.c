@@ -68,7 +68,7 @@ static void take_backward(ssm_train *c, bxn_scratch *scratch, size_t rows, bool 
     c->parts = bxn_scratch_rows(scratch, c->blocks * rows, c->width);
 }
 
-size_t bxn_ssm_train_bytes(const bxn_ssm *p, uint32_t rows, uint32_t rank, bool full)
+size_t bxn_ssm_train_bytes(const bxn_ssm *p, uint32_t rows, uint32_t rank, bool magnitudes, bool full)
 {
     bxn_scratch scratch = { 0 };
     ssm_train c = { 0 };
@@ -76,7 +76,7 @@ size_t bxn_ssm_train_bytes(const bxn_ssm *p, uint32_t rows, uint32_t rank, bool 
     size_t most = 0;
     (void)full;
     take_forward(&c, p, &scratch, rows);
-    take_backward(&c, &scratch, rows, rank > 0, rank > 0);
+    take_backward(&c, &scratch, rows, magnitudes, magnitudes);
     for (size_t i = 0; i < 3; i++) {
         size_t bytes = bxn_train_linear_bytes(weights[i], rank, rows);
         most = bytes > most ? bytes : most;

@@ -118,15 +118,16 @@ bitaxon_status bxn_attention_train(bxn_train_pass *pass, const bxn_attention *p,
                                    size_t ldr);
 bitaxon_status bxn_moe_train(bxn_train_pass *pass, const bxn_moe *p, uint32_t layer, const float *n, size_t ldn,
                              float *r, size_t ldr);
-/* dr: gradient of r; dn is written. dr may be used as scratch (its rows are spent afterwards). */
+/* dr: gradient of r; dn is written. Attention spends dr, the others leave it alone. */
 bitaxon_status bxn_ssm_backward(bxn_train_pass *pass, const bxn_ssm *p, const bxn_sublayer_grads *grads, const float *n,
                                 size_t ldn, float *dr, size_t lddr, float *dn, size_t lddn);
 bitaxon_status bxn_attention_backward(bxn_train_pass *pass, const bxn_attention *p, const float *n, size_t ldn,
                                       float *dr, size_t lddr, float *dn, size_t lddn);
 bitaxon_status bxn_moe_backward(bxn_train_pass *pass, const bxn_moe *p, uint32_t layer, const float *n, size_t ldn,
                                 float *dr, size_t lddr, float *dn, size_t lddn);
-/* Scratch that forward and backward need for at most `rows` rows; rank: of the adapter, 0 none; full: weights train. */
-size_t bxn_ssm_train_bytes(const bxn_ssm *p, uint32_t rows, uint32_t rank, bool full);
+/* Scratch that forward and backward need for at most `rows` rows; rank: of the adapter, 0 none;
+ * magnitudes: it is DoRA; full: weights train. */
+size_t bxn_ssm_train_bytes(const bxn_ssm *p, uint32_t rows, uint32_t rank, bool magnitudes, bool full);
 size_t bxn_attention_train_bytes(const bxn_attention *p, uint32_t rows, uint32_t rank, bool full);
 size_t bxn_moe_train_bytes(const bxn_moe *p, uint32_t rows, uint32_t rank, bool full);
 

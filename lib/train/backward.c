@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* backward.c - one micro-step through the whole model: forward, loss, backward. Called by the trainer.
- * Of the forward only the residual stream at the input of each layer is kept (of each sublayer where that
- * is little); everything else is computed again by the backward of each op, and of a layer with two sublayers
- * the stream between them too.
+ * Of the forward only the residual stream before every second sublayer is kept (before each where that is
+ * little); everything else is computed again by the backward of each op, and so is the stream between.
  * All buffers lie in one block of a size that follows from the configuration (bxn_runner_bytes), so that a
  * step allocates nothing. Whatever the number of threads, every sum has one order. */
 #include <string.h>
@@ -24,7 +23,7 @@ static bxn_weight shape(uint32_t rows, uint32_t cols)
 
 /* Scratch that the largest op of the model takes. Only shapes are looked at, which are those of the
  * configuration: a model of which headers alone were read gives the same. */
-static size_t scratch_bytes(const bxn_config *config, uint32_t rows, uint32_t rank, bool full)
+static size_t scratch_bytes(const bxn_config *config, uint32_t rows, uint32_t rank, bool magnitudes, bool full)
 {
     uint32_t D = config->hidden_dim, S = config->d_source_model, E = D * config->ssm_expand;
     uint32_t N = config->ssm_d_state, X = config->moe_num_experts, I = config->moe_intermediate_dim;
@@ -40,6 +39,7 @@ static size_t scratch_bytes(const bxn_config *config, uint32_t rows, uint32_t ra
                     .shared_gate = shape(1, D), .shared_gate_proj = in, .shared_up_proj = in, .shared_down_proj = out };
     bxn_model ends = { .config = *config, .embed = shape(config->vocab_size, S), .input_proj = shape(D, S),
                        .output_proj = shape(S, D), .head = shape(config->vocab_size, S) };
+    size_t copy = bxn_round_up(rows * bxn_round_up(D, BXN_UNIT_COLS) * sizeof(float), BXN_ALIGN); /* op_backward */
     size_t bytes = bxn_loss_bytes(&ends, rows);
     bytes = most(bytes, bxn_train_linear_bytes(&ends.input_proj, rank, rows));
     bytes = most(bytes, bxn_train_linear_bytes(&ends.output_proj, rank, rows));
@@ -47,36 +47,44 @@ static size_t scratch_bytes(const bxn_config *config, uint32_t rows, uint32_t ra
         bxn_layer_kind kind = bxn_config_layer(config, i);
         if (i > 0 && kind == bxn_config_layer(config, i - 1))
             continue;
-        bytes = most(bytes, kind == BXN_LAYER_SWA_MOE ? bxn_attention_train_bytes(&attention, rows, rank, full)
-                                                      : bxn_ssm_train_bytes(&ssm, rows, rank, full));
+        bytes = most(bytes, kind != BXN_LAYER_SWA_MOE ? bxn_ssm_train_bytes(&ssm, rows, rank, magnitudes, full)
+                                                      : bxn_attention_train_bytes(&attention, rows, rank, full) + copy);
         if (kind != BXN_LAYER_SSM)
             bytes = most(bytes, bxn_moe_train_bytes(&moe, rows, rank, full));
     }
     return bytes;
 }
 
+/* Layers of one sublayer; they are the first. */
+static uint32_t single_layers(const bxn_config *config)
+{
+    uint32_t count = 0;
+    while (count < config->num_layers && bxn_config_layer(config, count) == BXN_LAYER_SSM)
+        count++;
+    return count;
+}
+
 /* Walks the table twice: first with memory NULL to add up, then to place. */
-static size_t place(const bxn_config *config, uint32_t rows, uint32_t rank, bool full, bxn_runner *runner)
+static size_t place(const bxn_config *config, uint32_t rows, uint32_t rank, bool magnitudes, bool full, bxn_runner *runner)
 {
     runner->ld_d = bxn_round_up(config->hidden_dim, BXN_UNIT_COLS);
     runner->ld_s = bxn_round_up(config->d_source_model, BXN_UNIT_COLS);
-    runner->scratch.bytes = scratch_bytes(config, rows, rank, full);
-    uint32_t sublayers = 0;
-    for (uint32_t i = 0; i < config->num_layers; i++)
-        sublayers += bxn_config_layer(config, i) == BXN_LAYER_SSM ? 1 : 2;
-    size_t d = rows * runner->ld_d * sizeof(float), s = bxn_round_up(rows * runner->ld_s * sizeof(float), BXN_ALIGN);
+    runner->scratch.bytes = scratch_bytes(config, rows, rank, magnitudes, full);
+    runner->single = single_layers(config);
+    uint32_t sublayers = 2 * config->num_layers - runner->single;
+    uint32_t kept = config->num_layers - runner->single / 2; /* of single layers every other */
+    size_t d = rows * runner->ld_d * sizeof(float), wide = most(d, rows * runner->ld_s * sizeof(float));
     runner->every = sublayers * d <= KEEP_BYTES;
-    unsigned char *ends = NULL;
     const struct {
         void *slot; /* of the pointer to set */
         size_t bytes;
     } table[] = {
-        { &runner->x, (runner->every ? sublayers : config->num_layers) * d },
-        { &runner->dx, d },
-        { &runner->n, d },
-        { &runner->r, d },
+        { &runner->x, (runner->every ? sublayers : kept) * d },
         { &runner->mid, d },
-        { &ends, most(2 * s, d) },
+        { &runner->n, wide },
+        { &runner->dx, wide },
+        { &runner->dn, wide },
+        { &runner->dtop, config->final_norm ? d : 0 },
         { &runner->logp, rows * sizeof(float) },
         { &runner->coefficient, rows * sizeof(float) },
         { &runner->scratch.memory, runner->scratch.bytes },
@@ -87,22 +95,20 @@ static size_t place(const bxn_config *config, uint32_t rows, uint32_t rank, bool
         memcpy(table[i].slot, &at, sizeof at); /* all pointers to objects are alike */
         offset += bxn_round_up(table[i].bytes, BXN_ALIGN);
     }
-    /* The ends of the model and its layers take turns. */
-    runner->s = runner->dn = (float *)(void *)ends;
-    runner->ds = ends != NULL ? (float *)(void *)(ends + s) : NULL;
+    runner->r = runner->s = runner->dn; /* where nothing else is at the time */
     return offset;
 }
 
-size_t bxn_runner_bytes(const bxn_model *model, uint32_t rows, uint32_t rank, bool full)
+size_t bxn_runner_bytes(const bxn_model *model, uint32_t rows, uint32_t rank, bool magnitudes, bool full)
 {
     bxn_runner runner = { 0 };
-    return place(&model->config, rows, rank, full, &runner);
+    return place(&model->config, rows, rank, magnitudes, full, &runner);
 }
 
-bitaxon_status bxn_runner_create(bxn_mem *mem, const bxn_model *model, uint32_t rows, uint32_t rank, bool full,
-                                 bxn_runner *out, bitaxon_error *error)
+bitaxon_status bxn_runner_create(bxn_mem *mem, const bxn_model *model, uint32_t rows, uint32_t rank, bool magnitudes,
+                                 bool full, bxn_runner *out, bitaxon_error *error)
 {
-    size_t bytes = bxn_runner_bytes(model, rows, rank, full);
+    size_t bytes = bxn_runner_bytes(model, rows, rank, magnitudes, full);
     memset(out, 0, sizeof *out);
     bitaxon_status status = bxn_alloc(mem, bytes, "training buffers", &out->memory, error);
     if (status != BITAXON_OK)
@@ -111,10 +117,8 @@ bitaxon_status bxn_runner_create(bxn_mem *mem, const bxn_model *model, uint32_t 
     out->model = model;
     out->pool = model->pool;
     out->rows = rows;
-    out->rank = rank;
-    out->full = full;
     out->bytes = bytes;
-    place(&model->config, rows, rank, full, out);
+    place(&model->config, rows, rank, magnitudes, full, out);
     return BITAXON_OK;
 }
 
@@ -209,21 +213,20 @@ static bitaxon_status embed_backward(run *r)
 
 /* ---- layers ------------------------------------------------------------------------------------ */
 
-static bool begins_layer(const bxn_model *model, uint32_t i)
-{
-    return i == 0 || model->sublayers[i].layer != model->sublayers[i - 1].layer;
-}
-
-/* Whether the stream before sublayer i lasts until its backward. */
-static bool kept(const run *r, uint32_t i) { return r->runner->every || begins_layer(r->model, i); }
-
-/* Where the stream lies before sublayer i, and after the last. */
+/* Where the stream lies before sublayer i, and after the last. What is not kept passes through `mid`. */
 static float *stream_at(const run *r, uint32_t i)
 {
-    const bxn_model *model = r->model;
-    if (i == model->sublayer_count || !kept(r, i))
-        return r->runner->mid;
-    return r->runner->x + (size_t)(r->runner->every ? i : model->sublayers[i].layer) * r->runner->rows * r->ld;
+    const bxn_runner *b = r->runner;
+    uint32_t slot = i;
+    if (i == r->model->sublayer_count)
+        return b->mid;
+    if (!b->every) { /* pairs of single layers, then layers of two */
+        uint32_t in_pairs = i < b->single ? i : i - b->single;
+        if (in_pairs % 2 != 0)
+            return b->mid;
+        slot = in_pairs / 2 + (i < b->single ? 0 : (b->single + 1) / 2);
+    }
+    return b->x + (size_t)slot * b->rows * r->ld;
 }
 
 /* n -> r */
@@ -242,20 +245,32 @@ static bitaxon_status op_forward(run *r, const bxn_sublayer *sub)
     return bxn_moe_train(&r->pass, &sub->u.moe, sub->layer, b->n, r->ld, b->r, r->ld);
 }
 
-/* n and r, the gradient of its result -> dn */
+/* n and dx, the gradient of the stream behind -> dn. Attention spends the gradient of its result. */
+static bitaxon_status attention_backward(run *r, const bxn_attention *p)
+{
+    bxn_runner *b = r->runner;
+    size_t used = r->pass.scratch.used;
+    float *dr = bxn_scratch_rows(&r->pass.scratch, r->pass.rows, r->ld);
+    bitaxon_status status = sum_rows(r, b->dx, NULL, dr);
+    if (status == BITAXON_OK)
+        status = bxn_attention_backward(&r->pass, p, b->n, r->ld, dr, r->ld, b->dn, r->ld);
+    r->pass.scratch.used = used;
+    return status;
+}
+
 static bitaxon_status op_backward(run *r, const bxn_sublayer *sub, const bxn_sublayer_grads *grads)
 {
     bxn_runner *b = r->runner;
     bxn_pad_rows(b->dn, r->ld, r->dim, r->pass.rows);
     switch (sub->op) {
     case BXN_OP_SSM:
-        return bxn_ssm_backward(&r->pass, &sub->u.ssm, grads, b->n, r->ld, b->r, r->ld, b->dn, r->ld);
+        return bxn_ssm_backward(&r->pass, &sub->u.ssm, grads, b->n, r->ld, b->dx, r->ld, b->dn, r->ld);
     case BXN_OP_ATTENTION:
-        return bxn_attention_backward(&r->pass, &sub->u.attention, b->n, r->ld, b->r, r->ld, b->dn, r->ld);
+        return attention_backward(r, &sub->u.attention);
     case BXN_OP_MOE:
         break;
     }
-    return bxn_moe_backward(&r->pass, &sub->u.moe, sub->layer, b->n, r->ld, b->r, r->ld, b->dn, r->ld);
+    return bxn_moe_backward(&r->pass, &sub->u.moe, sub->layer, b->n, r->ld, b->dx, r->ld, b->dn, r->ld);
 }
 
 static bitaxon_status sublayer_forward(run *r, uint32_t i)
@@ -274,12 +289,10 @@ static bitaxon_status sublayer_backward(run *r, uint32_t i)
     const bxn_sublayer_grads *grads = r->grads->sublayers != NULL ? &r->grads->sublayers[i] : &frozen;
     bxn_runner *b = r->runner;
     bitaxon_status status = BITAXON_OK;
-    if (!kept(r, i)) /* the stream behind the mixer, once more */
+    if (stream_at(r, i) == b->mid) /* the stream behind a mixer, once more */
         status = sublayer_forward(r, i - 1);
     if (status == BITAXON_OK)
         status = norm_rows(r, stream_at(r, i), sub->norm);
-    if (status == BITAXON_OK)
-        status = sum_rows(r, b->dx, NULL, b->r);
     if (status == BITAXON_OK)
         status = op_backward(r, sub, grads);
     if (status == BITAXON_OK)
@@ -318,14 +331,14 @@ static bitaxon_status top_backward(run *r)
     uint32_t rows = r->pass.rows;
     float *top = stream_at(r, model->sublayer_count);
     bool normed = model->final_norm != NULL;
-    float *out = normed ? b->r : b->dx;
+    float *out = normed ? b->dtop : b->dx;
     bxn_pad_rows(out, r->ld, r->dim, rows);
     bitaxon_status status = bxn_linear_backward(&r->pass, &model->output_proj, normed ? b->n : top, r->ld, b->s, b->ld_s,
                                                 b->ds, b->ld_s, rows, 0, out, r->ld, false);
     if (status != BITAXON_OK || !normed)
         return status;
     memset(b->dx, 0, rows * r->ld * sizeof *b->dx);
-    return bxn_norm_backward(&r->pass, top, r->ld, model->final_norm, r->dim, r->eps, b->r, r->ld, rows, b->dx, r->ld,
+    return bxn_norm_backward(&r->pass, top, r->ld, model->final_norm, r->dim, r->eps, out, r->ld, rows, b->dx, r->ld,
                              r->grads->final_norm);
 }
 
@@ -337,6 +350,7 @@ static bitaxon_status bottom_backward(run *r)
     const bxn_weight_grads *in = &r->grads->weights[model->input_proj.id - 1];
     bool embedding = r->grads->weights[model->embed.id - 1].w != NULL;
     uint32_t rows = r->pass.rows;
+    b->ds = b->n; /* spent by now */
     if (!embedding && in->w == NULL && in->a == NULL && in->b == NULL && in->m == NULL)
         return BITAXON_OK;
     bitaxon_status status = embed_rows(r);
@@ -446,6 +460,7 @@ bitaxon_status bxn_runner_step(bxn_runner *runner, const bxn_micro_step *step, c
               .runner = runner, .model = model, .step = step, .grads = grads, .dim = model->config.hidden_dim,
               .ld = runner->ld_d, .eps = (float)model->config.rms_norm_eps };
     bxn_losses sums = *losses;
+    runner->ds = model->final_norm != NULL ? runner->dx : runner->n; /* what the backward of the top does not read */
     uint64_t mode = bxn_float_enter(); /* rows that the caller computes itself are like those of tasks */
     status = forward(&r);
     if (status == BITAXON_OK)

@@ -101,26 +101,27 @@ typedef struct bxn_runner {
     const bxn_model *model;
     bxn_pool *pool;
     uint32_t rows;
-    uint32_t rank; /* of the adapter that trains, 0: none */
-    bool full;     /* weights and vectors train */
     size_t ld_d, ld_s; /* of rows of D and of S */
     void *memory;
     size_t bytes;
     bxn_scratch scratch; /* of ops */
-    bool every;   /* the residual stream is kept before every sublayer; else before every layer */
-    float *x;     /* what is kept, [*][rows, D] */
-    float *mid;   /* the stream after the last sublayer, and before those that do not keep it */
-    float *n, *r; /* input and result of an op, then the gradient of its result */
-    float *dx;    /* gradient of the residual stream */
-    float *dn;    /* of the input of an op; in the place of s and ds */
-    float *s, *ds; /* [rows, S]: embeddings, or what the head takes; its gradient */
+    uint32_t single; /* layers of one sublayer, the first ones */
+    bool every;      /* the residual stream is kept before every sublayer; else before every second one */
+    float *x;        /* what is kept of it, [*][rows, D] */
+    float *mid;      /* the stream after the last sublayer, and before those that do not keep it */
+    float *n;        /* input of an op */
+    float *dx, *dn;  /* gradients of the stream and of the input of an op */
+    float *dtop;     /* of the result of the final norm */
+    float *r;        /* result of an op; in the place of dn */
+    float *s, *ds;   /* [rows, S]: embeddings, or what the head takes, and its gradient; in those of dn, n or dx */
     float *logp, *coefficient;
 } bxn_runner;
 
 /* Bytes that bxn_runner_create will allocate, from the configuration of the model alone. */
-size_t bxn_runner_bytes(const bxn_model *model, uint32_t rows, uint32_t rank, bool full);
-bitaxon_status bxn_runner_create(bxn_mem *mem, const bxn_model *model, uint32_t rows, uint32_t rank, bool full,
-                                 bxn_runner *out, bitaxon_error *error);
+size_t bxn_runner_bytes(const bxn_model *model, uint32_t rows, uint32_t rank, bool magnitudes, bool full);
+/* rank: of the adapter that trains, 0 none; magnitudes: it is DoRA; full: weights and vectors train. */
+bitaxon_status bxn_runner_create(bxn_mem *mem, const bxn_model *model, uint32_t rows, uint32_t rank, bool magnitudes,
+                                 bool full, bxn_runner *out, bitaxon_error *error);
 void bxn_runner_free(bxn_runner *runner);
 /* Forward, loss, backward of one micro-step. grads NULL: evaluation, no backward and no dropout. Adds to
  * losses and gradients. CANCELLED, FORMAT (a router's value is not finite), SYSTEM: gradients are spoilt. */

@@ -282,5 +282,6 @@ void bxn_trainer_measure(const bxn_model *model, const bitaxon_trainer_params *p
         out->values_bytes = 4 * (bytes - views) + views + 2 * magnitudes +
                             bxn_alloc_cost(model->weight_count * sizeof(bxn_weight_grads));
     }
-    out->pass_bytes = bxn_alloc_cost(bxn_runner_bytes(model, rows, full ? 0 : p->rank, full));
+    out->pass_bytes = bxn_alloc_cost(bxn_runner_bytes(model, rows, full ? 0 : p->rank,
+                                                      p->method == BITAXON_TRAIN_DORA, full));
 }
