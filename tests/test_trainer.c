@@ -299,6 +299,60 @@ static void test_empty_micro_steps(void **state)
     remove_folder(folder);
 }
 
+/* From a file of records, kept apart or run together, to lower losses; the file's name is no part of the run. */
+static void test_from_file(void **state)
+{
+    (void)state;
+    char *folder = make_folder(), *words = make_folder();
+    write_tokenizer(words);
+    new_model(in_folder(folder, "m"), small_config("\"vocab_size\": 300"), "affine4", words);
+    bitaxon_model *model = open_model(in_folder(folder, "m"), 2, NULL);
+    char records[4096], path[640];
+    size_t used = 0;
+    for (int i = 0; i < 24; i++)
+        used += (size_t)snprintf(records + used, sizeof records - used,
+                                 "{\"prompt\": \"%d plus %d is \", \"completion\": \"%d.\"}\n", i, i % 5, i + i % 5);
+    for (int kind = 0; kind < 2; kind++) {
+        snprintf(path, sizeof path, "%s/%s.jsonl", folder, kind == 0 ? "a" : "b");
+        write_whole(path, records, used);
+        bitaxon_dataset_params dp = { .struct_size = sizeof dp, .path = path, .max_tokens = 64,
+                                      .flags = BITAXON_DATASET_STRICT };
+        bitaxon_dataset *data;
+        OK(bitaxon_dataset_open(model, &dp, &data, &error));
+        bitaxon_trainer_params p = small_run(data, BITAXON_TRAIN_LORA, 20);
+        p.learning_rate = 0.02;
+        p.block_tokens = 64;
+        p.flags = kind == 0 ? 0 : BITAXON_TRAIN_NO_ISOLATION;
+        bitaxon_trainer *trainer = make_trainer(model, &p);
+        double first = step(trainer).loss;
+        steps(trainer, 9);
+        OK(bitaxon_trainer_save(trainer, in_folder(folder, kind == 0 ? "run0" : "run1"), 0, &error));
+        steps(trainer, 9);
+        bitaxon_train_result r = step(trainer);
+        print_message("from a file: loss %.3f to %.3f\n", first, r.loss);
+        assert_true(r.loss < first && r.epoch > 0);
+        outcome want = outcome_of(trainer);
+        bitaxon_trainer_free(trainer);
+        bitaxon_dataset_free(data);
+        char moved[700];
+        snprintf(moved, sizeof moved, "%s.moved.jsonl", path);
+        assert_int_equal(rename(path, moved), 0);
+        dp.path = moved;
+        OK(bitaxon_dataset_open(model, &dp, &data, &error));
+        p.data = data;
+        trainer = make_trainer(model, &p);
+        OK(bitaxon_trainer_resume(trainer, in_folder(folder, kind == 0 ? "run0" : "run1"), &error));
+        steps(trainer, 10);
+        check_outcome(trainer, &want);
+        outcome_free(&want);
+        bitaxon_trainer_free(trainer);
+        bitaxon_dataset_free(data);
+    }
+    bitaxon_model_free(model);
+    remove_folder(words);
+    remove_folder(folder);
+}
+
 /* ---- results in use ---------------------------------------------------------------------------------- */
 
 /* What a session with the adapter says of held-out examples is what the trainer said. */
@@ -647,7 +701,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_learns),     cmocka_unit_test(test_threads),
         cmocka_unit_test(test_cancel),     cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_empty_micro_steps), cmocka_unit_test(test_adapter_in_session),
+        cmocka_unit_test(test_empty_micro_steps), cmocka_unit_test(test_from_file), cmocka_unit_test(test_adapter_in_session),
         cmocka_unit_test(test_full),       cmocka_unit_test(test_machines),
         cmocka_unit_test(test_lost_link),  cmocka_unit_test(test_estimate),
         cmocka_unit_test(test_out_of_memory),

@@ -152,7 +152,8 @@ BITAXON_API bitaxon_status bitaxon_trainer_save(bitaxon_trainer *trainer, const 
  * Params:    directory  of checkpoints: the newest whole one (damaged ones are left with a warning in the log);
  *            or one checkpoint.
  * Returns:   OK; MISMATCH (the first parameter that differs); FORMAT (damaged); IO (there is none);
- *            OUT_OF_MEMORY. On failure the trainer is as it was.
+ *            OUT_OF_MEMORY. On failure the trainer is as it was; only when a file that was whole
+ *            cannot be read a moment later every call gives BAD_STATE until one of resume succeeds.
  * Thread:    single-user.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_trainer_resume(bitaxon_trainer *trainer, const char *directory,
                                                   bitaxon_error *error);

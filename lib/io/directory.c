@@ -64,8 +64,9 @@ bitaxon_status bxn_directory_sync(const char *path, bitaxon_error *error)
     if (fsync(fd) != 0)
         code = errno;
     close(fd);
-    return code == 0 || code == EINVAL || code == ENOTSUP ? BITAXON_OK
-                                                          : fail_errno("cannot sync the directory", code, path, error);
+    return code == 0 || code == EINVAL || code == ENOTSUP || code == EROFS
+               ? BITAXON_OK
+               : fail_errno("cannot sync the directory", code, path, error);
 }
 
 bitaxon_status bxn_directory_move(const char *from, const char *to, bitaxon_error *error)

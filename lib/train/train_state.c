@@ -519,6 +519,19 @@ static void settle_in(bxn_trainer *t, char *home)
     t->home = home;
 }
 
+/* The directory's own name, and those above it, survive a loss of power. */
+static bitaxon_status sync_names(const char *home, bitaxon_error *error)
+{
+    char path[BXN_PATH_MAX];
+    bitaxon_status status = join(path, home, "", error);
+    for (size_t i = status == BITAXON_OK ? strlen(home) : 0; i > 0 && status == BITAXON_OK; i--)
+        if (path[i - 1] == '/' && i > 1 && path[i - 2] != '/') {
+            path[i - 1] = '\0';
+            status = bxn_directory_sync(path, error);
+        }
+    return status == BITAXON_OK ? bxn_directory_sync(home[0] == '/' ? "/" : ".", error) : status;
+}
+
 bitaxon_status bxn_trainer_save(bxn_trainer *t, const char *directory, uint32_t keep, bitaxon_error *error)
 {
     char path[BXN_PATH_MAX], *home = NULL;
@@ -529,8 +542,11 @@ bitaxon_status bxn_trainer_save(bxn_trainer *t, const char *directory, uint32_t 
     bitaxon_status status = bxn_trainer_settle(t, false, error);
     if (status == BITAXON_OK)
         status = copy_directory(t, directory, strlen(directory), &home, error);
+    bool there = status == BITAXON_OK && bxn_path_exists(home);
     if (status == BITAXON_OK)
         status = bxn_make_directory(home, error);
+    if (status == BITAXON_OK && !there)
+        status = sync_names(home, error);
     if (status == BITAXON_OK)
         status = bxn_checkpoints_list(t->mem, home, &steps, &count, &room, error);
     if (status == BITAXON_OK && count != 0 && (t->home == NULL || strcmp(t->home, home) != 0))
