@@ -751,16 +751,30 @@ static void test_out_of_memory(void **state)
         assert_memory_equal(got, want, sizeof want);
     }
     /* A larger workspace that there is no memory for leaves the one in use. */
+    bxn_adapter_plan wide = lora_plan;
+    wide.rank = BXN_ADAPTER_ROOM + 8;
+    adapter = adapter_new(model, wide, NOISE);
     bitaxon_session *session = open_session(model, NULL, NULL, 0);
-    OK(open_adapter(model, in_folder(root, "memory.safetensors"), 0, &adapter));
-    fault_host_arm(&fault, 1, true);
-    bitaxon_status status = bitaxon_session_set_adapters(session, &adapter, NULL, 1, &error);
-    bool fired = fault.refused != 0;
-    fault_host_disarm(&fault);
-    assert_int_equal(status, fired ? BITAXON_OUT_OF_MEMORY : BITAXON_OK);
+    for (int persistent = 0; persistent < 2; persistent++) {
+        fault_host_arm(&fault, 1, persistent);
+        bitaxon_status status = bitaxon_session_set_adapters(session, &adapter, NULL, 1, &error);
+        assert_int_not_equal(fault.refused, 0);
+        fault_host_disarm(&fault);
+        assert_int_equal(status, BITAXON_OUT_OF_MEMORY);
+        bitaxon_cache_reset(bitaxon_session_cache(session));
+        read_text(session, 0, 20, got);
+        from_scratch(model, NULL, NULL, 0, 20, want);
+        assert_memory_equal(got, want, sizeof want);
+    }
+    bitaxon_cache_reset(bitaxon_session_cache(session));
     OK(bitaxon_session_set_adapters(session, &adapter, NULL, 1, &error));
     read_text(session, 0, 20, got);
+    from_scratch(model, &adapter, NULL, 1, 20, want);
     assert_memory_equal(got, want, sizeof want);
+    uint64_t room = session->core.ws.bytes;
+    bitaxon_cache_reset(bitaxon_session_cache(session));
+    OK(bitaxon_session_set_adapters(session, NULL, NULL, 0, &error));
+    assert_int_equal(session->core.ws.bytes, room); /* kept for the next one */
     bitaxon_session_free(session);
     bitaxon_adapter_free(adapter);
     bitaxon_model_free(model);
