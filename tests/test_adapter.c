@@ -756,12 +756,12 @@ static void test_out_of_memory(void **state)
     adapter = adapter_new(model, wide, NOISE);
     bitaxon_session *session = open_session(model, NULL, NULL, 0);
     for (int persistent = 0; persistent < 2; persistent++) {
+        bitaxon_cache_reset(bitaxon_session_cache(session));
         fault_host_arm(&fault, 1, persistent);
         bitaxon_status status = bitaxon_session_set_adapters(session, &adapter, NULL, 1, &error);
         assert_int_not_equal(fault.refused, 0);
         fault_host_disarm(&fault);
         assert_int_equal(status, BITAXON_OUT_OF_MEMORY);
-        bitaxon_cache_reset(bitaxon_session_cache(session));
         read_text(session, 0, 20, got);
         from_scratch(model, NULL, NULL, 0, 20, want);
         assert_memory_equal(got, want, sizeof want);
