@@ -336,10 +336,7 @@ static void no_scale(st_parts *p) { json_object_set_new(meta(p), "lora_scale", j
 static void version(st_parts *p) { json_object_set_new(meta(p), "format_version", json_string("2")); }
 static void type(st_parts *p) { json_object_set_new(meta(p), "type", json_string("lora")); }
 static void other_type(st_parts *p) { json_object_set_new(meta(p), "type", json_string("ia3")); }
-static void empty(st_parts *p)
-{
-    json_object_clear(p->header);
-}
+static void empty(st_parts *p) { json_object_clear(p->header); }
 
 static void test_bad_files(void **state)
 {
@@ -539,15 +536,10 @@ static void check_promises(const char *path, bool dora)
     bitaxon_model_free(model);
 }
 
-static void test_promises_lora_first(void **state)
+static void test_promises(void **state)
 {
     (void)state;
     check_promises("tests/golden/tiny-fp32", false);
-}
-
-static void test_promises_dora_first(void **state)
-{
-    (void)state;
     check_promises("tests/golden/tiny-q4", true);
 }
 
@@ -790,8 +782,7 @@ int main(void)
         cmocka_unit_test(test_files),
         cmocka_unit_test(test_bad_files),
         cmocka_unit_test(test_files_of_the_original),
-        cmocka_unit_test(test_promises_lora_first),
-        cmocka_unit_test(test_promises_dora_first),
+        cmocka_unit_test(test_promises),
         cmocka_unit_test(test_decode),
         cmocka_unit_test(test_apart),
         cmocka_unit_test(test_old_cache_file),
