@@ -336,10 +336,7 @@ static void no_scale(st_parts *p) { json_object_set_new(meta(p), "lora_scale", j
 static void version(st_parts *p) { json_object_set_new(meta(p), "format_version", json_string("2")); }
 static void type(st_parts *p) { json_object_set_new(meta(p), "type", json_string("lora")); }
 static void other_type(st_parts *p) { json_object_set_new(meta(p), "type", json_string("ia3")); }
-static void empty(st_parts *p)
-{
-    json_object_clear(p->header);
-}
+static void empty(st_parts *p) { json_object_clear(p->header); }
 
 static void test_bad_files(void **state)
 {
@@ -539,15 +536,10 @@ static void check_promises(const char *path, bool dora)
     bitaxon_model_free(model);
 }
 
-static void test_promises_lora_first(void **state)
+static void test_promises(void **state)
 {
     (void)state;
     check_promises("tests/golden/tiny-fp32", false);
-}
-
-static void test_promises_dora_first(void **state)
-{
-    (void)state;
     check_promises("tests/golden/tiny-q4", true);
 }
 
@@ -751,16 +743,30 @@ static void test_out_of_memory(void **state)
         assert_memory_equal(got, want, sizeof want);
     }
     /* A larger workspace that there is no memory for leaves the one in use. */
+    bxn_adapter_plan wide = lora_plan;
+    wide.rank = BXN_ADAPTER_ROOM + 8;
+    adapter = adapter_new(model, wide, NOISE);
     bitaxon_session *session = open_session(model, NULL, NULL, 0);
-    OK(open_adapter(model, in_folder(root, "memory.safetensors"), 0, &adapter));
-    fault_host_arm(&fault, 1, true);
-    bitaxon_status status = bitaxon_session_set_adapters(session, &adapter, NULL, 1, &error);
-    bool fired = fault.refused != 0;
-    fault_host_disarm(&fault);
-    assert_int_equal(status, fired ? BITAXON_OUT_OF_MEMORY : BITAXON_OK);
+    for (int persistent = 0; persistent < 2; persistent++) {
+        bitaxon_cache_reset(bitaxon_session_cache(session));
+        fault_host_arm(&fault, 1, persistent);
+        bitaxon_status status = bitaxon_session_set_adapters(session, &adapter, NULL, 1, &error);
+        assert_int_not_equal(fault.refused, 0);
+        fault_host_disarm(&fault);
+        assert_int_equal(status, BITAXON_OUT_OF_MEMORY);
+        read_text(session, 0, 20, got);
+        from_scratch(model, NULL, NULL, 0, 20, want);
+        assert_memory_equal(got, want, sizeof want);
+    }
+    bitaxon_cache_reset(bitaxon_session_cache(session));
     OK(bitaxon_session_set_adapters(session, &adapter, NULL, 1, &error));
     read_text(session, 0, 20, got);
+    from_scratch(model, &adapter, NULL, 1, 20, want);
     assert_memory_equal(got, want, sizeof want);
+    uint64_t room = session->core.ws.bytes;
+    bitaxon_cache_reset(bitaxon_session_cache(session));
+    OK(bitaxon_session_set_adapters(session, NULL, NULL, 0, &error));
+    assert_int_equal(session->core.ws.bytes, room); /* kept for the next one */
     bitaxon_session_free(session);
     bitaxon_adapter_free(adapter);
     bitaxon_model_free(model);
@@ -776,8 +782,7 @@ int main(void)
         cmocka_unit_test(test_files),
         cmocka_unit_test(test_bad_files),
         cmocka_unit_test(test_files_of_the_original),
-        cmocka_unit_test(test_promises_lora_first),
-        cmocka_unit_test(test_promises_dora_first),
+        cmocka_unit_test(test_promises),
         cmocka_unit_test(test_decode),
         cmocka_unit_test(test_apart),
         cmocka_unit_test(test_old_cache_file),

@@ -17,7 +17,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-enum { LENGTH = 37, VOCAB = 96, BIASES = 2, TRACK = 24, HEADER = 120 };
+enum { LENGTH = 37, VOCAB = 96, BIASES = 2, TRACK = 24, HEADER = 208 };
 
 static bitaxon_error error = BITAXON_ERROR_INIT;
 static char *root;
@@ -173,7 +173,8 @@ static void test_length(void **state)
 enum { AT_VERSION = 8, AT_HEADER_BYTES = 12, AT_FINGERPRINT = 16, AT_KV = 32, AT_VOCAB = 36, AT_STATE = 40, AT_PAGE = 48,
        AT_LENGTH = 56, AT_FIRST_PAGE = 64, AT_PAGES = 72, AT_BIASES = 76, AT_TOP_K = 80, AT_TEMPERATURE = 84, AT_TOP_P = 88,
        AT_MIN_P = 92, AT_PENALTY = 96, AT_WINDOW = 100, AT_SEED = 104, AT_HAS_LOGITS = 112, AT_TOKENS = HEADER + 8,
-       AT_ACCURACY = 116, AT_PHASES = AT_TOKENS + LENGTH * 4 + 8, PHASE_BYTES = (LENGTH + 63) / 64 * 8,
+       AT_ACCURACY = 116, AT_ADAPTERS = 120, AT_RESERVED = 124, AT_WEIGHTS = 128, AT_IDS = 144,
+       AT_PHASES = AT_TOKENS + LENGTH * 4 + 8, PHASE_BYTES = (LENGTH + 63) / 64 * 8,
        AT_BIAS = AT_PHASES + PHASE_BYTES + 8 };
 
 static void sum_again(unsigned char *data, size_t at, size_t bytes)
@@ -229,7 +230,8 @@ static void test_forged(void **state)
     (void)state;
     forge_u32(AT_VERSION, 0, BITAXON_UNSUPPORTED, "version 0");
     forge_u32(AT_VERSION, 1, BITAXON_UNSUPPORTED, "version 1");
-    forge_u32(AT_VERSION, 3, BITAXON_UNSUPPORTED, "version 3");
+    forge_u32(AT_VERSION, 2, BITAXON_UNSUPPORTED, "version 2 with a header of version 3");
+    forge_u32(AT_VERSION, 4, BITAXON_UNSUPPORTED, "version 4");
     forge_u32(AT_VERSION, 0xFFFFFFFF, BITAXON_UNSUPPORTED, "the last version");
     forge_u32(AT_HEADER_BYTES, 119, BITAXON_UNSUPPORTED, "another header");
     forge_u32(AT_FINGERPRINT, 1, BITAXON_MISMATCH, "fingerprint");
@@ -262,6 +264,12 @@ static void test_forged(void **state)
         forge_f32(AT_MIN_P, bad[i], "min_p");
         forge_f32(AT_PENALTY, bad[i], "repetition_penalty");
     }
+    forge_u32(AT_ADAPTERS, 1, BITAXON_MISMATCH, "an adapter");
+    forge_u32(AT_ADAPTERS, 5, BITAXON_FORMAT, "five adapters");
+    forge_u32(AT_ADAPTERS, UINT32_MAX, BITAXON_FORMAT, "adapters without end");
+    forge_u32(AT_RESERVED, 1, BITAXON_FORMAT, "what is reserved");
+    forge_u32(AT_WEIGHTS, 1, BITAXON_FORMAT, "the weight of no adapter");
+    forge_u32(AT_IDS + 60, 1, BITAXON_FORMAT, "the id of no adapter");
     static const int32_t tokens[] = { -1, VOCAB, INT32_MAX, INT32_MIN };
     for (size_t i = 0; i < 4; i++) {
         forge(AT_TOKENS, &tokens[i], 4, BITAXON_FORMAT, "first token");

@@ -14,6 +14,7 @@
 
 #include <bitaxon/base.h>
 #include <bitaxon/model.h>
+#include <bitaxon/session.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -64,6 +65,23 @@ typedef struct bitaxon_adapter_info {
  * Returns:   OK, INVALID_ARGUMENT.  Thread: any-thread.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_adapter_get_info(const bitaxon_adapter *adapter,
                                                     bitaxon_adapter_info *info, bitaxon_error *error);
+
+/* Put adapters of the same model on a session, in place of those it has. With y_i what a
+ * weight W and adapter i alone give, every adapted product is then
+ *   y = W x + sum of weights[i] * (y_i - W x)
+ * What a cache holds depends on the adapters it was read with, and it remembers which: with others, or
+ * none, a session neither reads on nor chooses a token (MISMATCH) until these are put on, the
+ * cache is emptied (bitaxon_cache_reset) or another is given. Nothing is copied or computed: a
+ * swap takes well under a millisecond.
+ * Params:    adapters [count]  at most BITAXON_ADAPTERS_MAX; NULL with count 0: none.
+ *            weights [count]  nullable: 1 each.
+ * Returns:   OK, INVALID_ARGUMENT, MISMATCH (of another model; the session's cache holds tokens read with
+ *            others), OUT_OF_MEMORY, LIMIT (room for a larger rank); on failure the session keeps those it had.
+ * Ownership: the session keeps the adapters alive.  Thread: single-user.  Since: 0.1 */
+BITAXON_API bitaxon_status bitaxon_session_set_adapters(bitaxon_session *session,
+                                                        bitaxon_adapter *const *adapters,
+                                                        const float *weights, uint32_t count,
+                                                        bitaxon_error *error);
 
 /* NULL is fine. Sessions that have it go on with it.  Thread: any-thread.  Since: 0.1 */
 BITAXON_API void bitaxon_adapter_free(bitaxon_adapter *adapter);

@@ -16,7 +16,6 @@ extern "C" {
 #endif
 
 typedef struct bitaxon_session bitaxon_session;
-struct bitaxon_adapter;
 struct bitaxon_thermal;
 
 /* Add `bias` to the logit of `token`; -INFINITY forbids it. */
@@ -71,29 +70,12 @@ BITAXON_API bitaxon_cache *bitaxon_session_cache(bitaxon_session *session);
 
 /* Go on with another cache of the same model: one session can serve many clones in turn.
  * The one it had is let go (and freed, when the session alone held it). One that was read with other
- * adapters than the session's is taken, and not read before its own are put on.
+ * adapters (adapter.h) than the session's is taken, and not read on before its own are put on.
  * Returns:   OK, MISMATCH, BAD_STATE (the cache serves another session), OUT_OF_MEMORY,
  *            LIMIT; on failure the session keeps the cache it had.
  * Thread:    single-user.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_session_set_cache(bitaxon_session *session, bitaxon_cache *cache,
                                                      bitaxon_error *error);
-
-/* Put adapters of the same model (adapter.h) on the session, in place of those it has. With y_i what a
- * weight W and adapter i alone give, every adapted product is then
- *   y = W x + sum of weights[i] * (y_i - W x)
- * What a cache holds depends on the adapters it was read with, and it remembers which: with others, or
- * none, a session neither reads on nor chooses a token (MISMATCH) until these are put on, the
- * cache is emptied (bitaxon_cache_reset) or another is given. Nothing is copied or computed: a
- * swap takes well under a millisecond.
- * Params:    adapters [count]  at most BITAXON_ADAPTERS_MAX; NULL with count 0: none.
- *            weights [count]  nullable: 1 each.
- * Returns:   OK, INVALID_ARGUMENT, MISMATCH (of another model; the session's cache holds tokens read with
- *            others), OUT_OF_MEMORY, LIMIT (room for a larger rank); on failure the session keeps those it had.
- * Ownership: the session keeps the adapters alive.  Thread: single-user.  Since: 0.1 */
-BITAXON_API bitaxon_status bitaxon_session_set_adapters(bitaxon_session *session,
-                                                        struct bitaxon_adapter *const *adapters,
-                                                        const float *weights, uint32_t count,
-                                                        bitaxon_error *error);
 
 /* Returns:   tokens read so far.  Thread: single-user.  Since: 0.1 */
 BITAXON_API uint64_t bitaxon_session_position(const bitaxon_session *session);

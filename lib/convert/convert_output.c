@@ -108,6 +108,7 @@ bitaxon_status bxn_output_open(bxn_conversion *c, const char *input, size_t alig
         length--;
     out->length = length;
     memcpy(out->path, c->params->output, length);
+    directory_of(out); /* ends it */
     status = refuse_input(out, input);
     if (status == BITAXON_OK) {
         out->existed = existing_part(out->path, length);

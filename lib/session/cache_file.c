@@ -317,6 +317,11 @@ bitaxon_status bxn_cache_read(bxn_cache *cache, const char *path, bitaxon_error 
                           header.version, PLAIN_VERSION, FILE_VERSION);
         goto done;
     }
+    if (r.source.size < header_bytes + 8) {
+        status = bxn_fail(error, BITAXON_FORMAT, "%s: %llu bytes long, its header has %zu", path,
+                          (unsigned long long)r.source.size, header_bytes);
+        goto done;
+    }
     memset(&header, 0, sizeof header);
     status = get(&r, &header, header_bytes, "the header", error);
     if (status == BITAXON_OK)

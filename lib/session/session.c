@@ -16,7 +16,7 @@ static uint64_t buffers_bytes(uint32_t vocab)
 
 uint64_t bxn_session_bytes(const bxn_config *config, size_t state_floats, uint64_t max_tokens, bool tiles)
 {
-    return buffers_bytes(config->vocab_size) + bxn_alloc_cost(bxn_workspace_bytes(config, max_tokens, tiles, 0)) +
+    return buffers_bytes(config->vocab_size) + bxn_alloc_cost(bxn_workspace_bytes(config, max_tokens, tiles, BXN_ADAPTER_ROOM)) +
            bxn_cache_state_bytes(config, state_floats);
 }
 
@@ -36,7 +36,7 @@ bitaxon_status bxn_session_init(bxn_session *session, bxn_mem *mem, const bxn_mo
     session->stats.struct_size = sizeof session->stats;
     session->tile = 16;
     cache->wanted = &session->mark;
-    bitaxon_status status = bxn_session_room(session, cache->max_tokens, 0, error);
+    bitaxon_status status = bxn_session_room(session, cache->max_tokens, BXN_ADAPTER_ROOM, error);
     if (status == BITAXON_OK)
         status = bxn_state_create(mem, model, &session->spare, error);
     if (status == BITAXON_OK) {

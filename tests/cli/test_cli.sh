@@ -272,6 +272,37 @@ run logits "$dir/q4" --ids "$dir/ids" --output "$dir/q4.safetensors"
 run logits "$dir/packed" --ids "$dir/ids" --output "$dir/packed.safetensors"
 check "a packed model computes the same bits" cmp "$dir/q4.safetensors" "$dir/packed.safetensors"
 
+# ---- adapters ------------------------------------------------------------------------------
+
+lora=$root/tests/golden/tiny-adapter/lora.safetensors
+dora=$root/tests/golden/tiny-adapter/dora.safetensors
+run merge "$tiny" "$dora" "$dir/merged" --scale 2
+check "merge" exits 0
+check "merge tells what it changed" grep -q ', 2 changed' "$out"
+for output in base:"$tiny" adapted:"$tiny --adapter $dora --adapter-scale 2" merged:"$dir/merged"; do
+    # shellcheck disable=SC2086
+    run logits ${output#*:} --ids "$dir/ids" --output "$dir/a.safetensors" --exact
+    check "logits, ${output%%:*}" exits 0
+    od -A n -v -t fF -w4 -j "$(data_start "$dir/a.safetensors")" "$dir/a.safetensors" >"$dir/${output%%:*}.txt"
+done
+apart() { paste "$1" "$2" | awk '{ d = $1 - $2; if (d < 0) d = -d; if (d > worst) worst = d }
+    END { print worst + 0 }'; }
+check "merged is adapted" awk "BEGIN { exit !($(apart "$dir/merged.txt" "$dir/adapted.txt") < 1e-5) }"
+check "adapted is not the base" awk "BEGIN { exit !($(apart "$dir/base.txt" "$dir/adapted.txt") > 1e-2) }"
+run logits "$tiny" --ids "$dir/ids" --output "$dir/a.safetensors" --adapter "$dora"
+check "a file without scale: a warning" grep -q 'warning: .*tells no scale: 20' "$err"
+run merge "$tiny" "$lora:0.5" "$dir/both" --adapter "$dora:0.25" --scale 2 --format f16 --json
+check "merge --json of two" test "$(json changed_count)" = 2
+fails "merge into what exists" 1 "holds" merge "$tiny" "$dora" "$dir/merged" --scale 2
+fails "merge: no adapter" 1 "nowhere" merge "$tiny" "$dir/nowhere" "$dir/none"
+fails "merge: no such format" 2 "affine9" merge "$tiny" "$dora" "$dir/none" --format affine9
+fails "merge: another model" 1 "of another model" merge "$mini" "$dora" "$dir/none" --scale 2
+fails "five adapters" 2 "5 are too many" logits "$tiny" --ids "$dir/ids" --output "$dir/none" \
+    --adapter a --adapter b --adapter c --adapter d --adapter e
+fails "an adapter without a path" 2 "PATH:WEIGHT" eval "$tiny" x --adapter :2
+fails "an adapter that is not there" 1 "nowhere" run "$mini" Hello --adapter "$dir/nowhere.safetensors"
+check "nothing is left after a failure" test ! -e "$dir/none"
+
 # ---- bench -------------------------------------------------------------------------------
 
 # Every number of the JSON is there and in a sane range: shares are of limits measured beside.
