@@ -37,6 +37,10 @@ static int train(const char *folder)
     bitaxon_adapter *adapter;
     OK(bitaxon_trainer_adapter(trainer, &adapter, &error));
     OK(bitaxon_adapter_save(adapter, last, &error));
+    bitaxon_adapter_free(adapter);
+    bitaxon_trainer_free(trainer);
+    bitaxon_dataset_free(data);
+    bitaxon_model_free(model);
     return 0;
 }
 
