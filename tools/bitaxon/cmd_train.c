@@ -297,19 +297,25 @@ static int open_all(train_state *state, int32_t mask)
 static void say_data(const char *what, const char *path, const bitaxon_dataset *data, bool pairs)
 {
     bitaxon_dataset_info info = {.struct_size = sizeof info};
-    char a[TOOL_NUMBER_BYTES], b[TOOL_NUMBER_BYTES], c[TOOL_NUMBER_BYTES], d[TOOL_NUMBER_BYTES];
+    char a[TOOL_NUMBER_BYTES], b[TOOL_NUMBER_BYTES], c[TOOL_NUMBER_BYTES];
     if (bitaxon_dataset_get_info(data, &info, NULL) != BITAXON_OK) {
         return;
     }
     fprintf(stderr, "%-12s %s: %s %s, %s tokens, %s of them count\n", what, path,
             tool_count_text(info.examples, a), pairs ? "pairs" : "examples",
             tool_count_text(info.tokens, b), tool_count_text(info.counted, c));
-    if (info.bad_lines != 0 || info.empty != 0 || info.cut != 0) {
-        fprintf(stderr,
-                "%-12s %s bad lines left out, %s examples without a token that counts; %s were cut "
-                "to the block, of which %s lost all that counts\n", "",
-                tool_count_text(info.bad_lines, a), tool_count_text(info.empty, b),
-                tool_count_text(info.cut, c), tool_count_text(info.cut_empty, d));
+    const struct {
+        uint64_t count;
+        const char *what;
+    } troubles[] = {{info.bad_lines, "left out: not understood"},
+                    {info.empty, "left out: no token counts"},
+                    {info.cut, "cut to the block"},
+                    {info.cut_empty, "of these left out: no token counts any more"}};
+    for (size_t i = 0; i < sizeof troubles / sizeof troubles[0]; i++) {
+        if (troubles[i].count != 0) {
+            fprintf(stderr, "%-12s %s %s\n", "", tool_count_text(troubles[i].count, a),
+                    troubles[i].what);
+        }
     }
 }
 
@@ -502,7 +508,7 @@ static void report(const train_state *state, const char *result, double seconds)
         tool_out("left out       %s updates that were not finite\n",
                  tool_count_text(state->info.skipped_steps, number));
     }
-    if (state->paused_ns != 0) {
+    if (state->paused_ns >= 50000000) {
         tool_out("paused         %.1f s\n", (double)state->paused_ns / 1e9);
     }
     if (state->energy_uj != 0) {

@@ -312,6 +312,7 @@ static void draw_bands(FILE *file, const tool_plot *plot, const scale *y)
 /* Updates that waited, side by side as one bar. */
 static void draw_pauses(FILE *file, const tool_plot *plot, const scale *x, double top)
 {
+    bool any = false;
     for (size_t i = 0; i < plot->count;) {
         if (!(plot->points[i].paused >= 0.05)) {
             i++;
@@ -326,10 +327,14 @@ static void draw_pauses(FILE *file, const tool_plot *plot, const scale *x, doubl
                 break;
             }
         }
+        any = true;
         from = fmax(from, LEFT);
         to = fmin(to, WIDTH - RIGHT);
         fprintf(file, "<rect class=\"p\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%d\"/>\n",
                 from, top, fmax(0.5, to - from), HEAT_HEIGHT);
+    }
+    if (any) {
+        text(file, WIDTH - RIGHT, top - 6, "end", "grey: paused");
     }
 }
 
