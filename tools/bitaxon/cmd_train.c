@@ -92,6 +92,8 @@ static int check_args(const train_args *args, bitaxon_trainer_params *p, int32_t
         wrong = "--beta, --lambda and --paper are for --objective orpo";
     } else if (args->paper && (args->beta_given || args->lambda_given)) {
         wrong = "--paper stands for --beta 1 --lambda 0.1: give one or the other";
+    } else if (args->min_learning_rate > args->learning_rate) {
+        wrong = "--min-learning-rate is above --learning-rate";
     } else if (args->no_isolation && p->objective == BITAXON_OBJECTIVE_ORPO) {
         wrong = "--no-isolation is for --objective sft";
     } else if (args->validation == NULL && (args->eval_every != 0 || args->eval_batches != 0)) {
