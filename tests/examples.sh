@@ -54,6 +54,19 @@ if cmp -s "$tmp/first" "$tmp/second"; then pass examples/batch-alone; else
 example custom_host '^0 allocations for 32 tokens' "$bin/custom_host" "$model" "Count me"
 grep -aq ' 0 bytes left' "$tmp/out" || fail examples/custom_host-balance "$(tail -n 1 "$tmp/out")"
 
+cat >"$tmp/chat.jsonl" <<'END'
+{"messages":[{"role":"user","content":"Who has the key?"},{"role":"assistant","content":"Anna."}]}
+{"messages":[{"role":"user","content":"Where is the cat?"},{"role":"assistant","content":"Outside."}]}
+END
+example finetune '^after: Who has the key\? -> Anna\.$' \
+    "$bin/finetune" "$model" "$tmp/chat.jsonl" "Who has the key?" "$tmp/adapter.safetensors" 40
+grep -aq '^before: Who has the key? -> Anna' "$tmp/out" &&
+    fail examples/finetune-before "it knew the answer before"
+"$build/bitaxon" run "$model" --chat "Who has the key?" --greedy --max-tokens 8 \
+    --adapter "$tmp/adapter.safetensors" >"$tmp/out" 2>"$tmp/err" </dev/null
+if grep -aq 'Anna\.' "$tmp/out"; then pass examples/finetune-saved; else
+    fail examples/finetune-saved "with the saved adapter: $(head -c 200 "$tmp/out")"; fi
+
 if [ -n "$library" ]; then
     example dlopen_host '^bitaxon [0-9]' "$bin/dlopen_host" "$model" "By name" "$library"
     if command -v python3 >/dev/null 2>&1; then

@@ -23,6 +23,7 @@ static const command commands[] = {
     {"logits", "logits after each of given tokens, to a file", cmd_logits},
     {"bench", "speed beside the limits of this machine", cmd_bench},
     {"new", "write a randomly initialised model", cmd_new},
+    {"train", "adapters or all parameters, on a data set", cmd_train},
     {"quantize", "float model to 2 to 8 bits", cmd_quantize},
     {"merge", "model and adapters to a model without", cmd_merge},
     {"pack", "model to the layout that opens fastest", cmd_pack},
@@ -35,7 +36,7 @@ enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };
 static int print_help(void)
 {
     tool_out("Usage: bitaxon COMMAND [OPTION]... [ARGUMENT]...\n"
-             "Run and quantise hybrid language models on this machine.\n\nCommands:\n");
+             "Run, train and quantise hybrid language models on this machine.\n\nCommands:\n");
     for (int i = 0; i < COMMAND_COUNT; i++) {
         tool_out("  %-10s %s\n", commands[i].name, commands[i].summary);
     }
@@ -60,15 +61,21 @@ static int dispatch(int argc, char **argv)
     if (strcmp(name, "") == 0) {
         return tool_usage_error("", "no command");
     }
-    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
+    bool help = strcmp(name, "help") == 0;
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || (help && argc == 2)) {
         return print_help();
     }
     if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0) {
         return print_version();
     }
+    if (help) {
+        name = argv[2];
+    }
     for (int i = 0; i < COMMAND_COUNT; i++) {
         if (strcmp(name, commands[i].name) == 0) {
-            return commands[i].run(argc - 1, argv + 1);
+            char option[] = "--help";
+            char *asked[] = {argv[argc > 2 ? 2 : 1], option, NULL};
+            return help ? commands[i].run(2, asked) : commands[i].run(argc - 1, argv + 1);
         }
     }
     return tool_usage_error("", "unknown command '%s'", name);

@@ -33,6 +33,7 @@ int cmd_eval(int argc, char **argv);
 int cmd_logits(int argc, char **argv);
 int cmd_thermal(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
+int cmd_train(int argc, char **argv);
 
 /* ---- tool_message.c ---- */
 
@@ -80,6 +81,8 @@ int tool_signal(void);
 void tool_signal_clear(void);
 /* The session that a signal cancels; NULL for none. */
 void tool_signal_session(bitaxon_session *session);
+/* The same for a trainer. */
+void tool_signal_trainer(bitaxon_trainer *trainer);
 
 /* ---- tool_progress.c ---- */
 

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_OPTIONS = 48, LONG_BASE = 256, HELP_VALUE = 1000, HELP_COLUMN = 28 };
+enum { MAX_OPTIONS = 64, LONG_BASE = 256, HELP_VALUE = 1000, HELP_COLUMN = 28 };
 
 bool tool_parse_u64(const char *text, size_t bytes, uint64_t *value)
 {

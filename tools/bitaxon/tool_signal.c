@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tool_signal.c - Ctrl-C and its relatives. The handler notes the signal and cancels the
- * session at work; commands look at tool_signal() and clean up as after any failure. A
+ * session or trainer at work; commands look at tool_signal() and clean up as after any failure. A
  * signal that was ignored when the program started stays ignored. */
 #include "tool.h"
 
@@ -15,6 +15,7 @@ enum { IMPATIENCE_NS = 1000000000 };
 static volatile sig_atomic_t caught;
 static _Atomic uint64_t caught_ns;
 static _Atomic(bitaxon_session *) active_session;
+static _Atomic(bitaxon_trainer *) active_trainer;
 
 static void on_signal(int number)
 {
@@ -32,6 +33,7 @@ static void on_signal(int number)
     if (session != NULL) {
         bitaxon_session_cancel(session);
     }
+    bitaxon_trainer_cancel(atomic_load(&active_trainer));
 }
 
 void tool_signals_install(void)
@@ -66,5 +68,13 @@ void tool_signal_session(bitaxon_session *session)
     atomic_store(&active_session, session);
     if (session != NULL && caught != 0) {
         bitaxon_session_cancel(session); /* it came just before */
+    }
+}
+
+void tool_signal_trainer(bitaxon_trainer *trainer)
+{
+    atomic_store(&active_trainer, trainer);
+    if (caught != 0) {
+        bitaxon_trainer_cancel(trainer);
     }
 }

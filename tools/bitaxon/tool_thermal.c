@@ -15,6 +15,21 @@ static int32_t milli(double celsius)
     return (int32_t)lround(celsius * 1000);
 }
 
+/* A lower pause mark draws the warm mark along, so that one option is enough. */
+static double lowered_warm(const tool_thermal *options)
+{
+    bool low = options->pause != 0 && options->warm == 0 && options->pause <= 75;
+    return low ? options->pause - 10 : options->warm;
+}
+
+void tool_thermal_marks(const tool_thermal *options, double marks[3])
+{
+    double warm = lowered_warm(options);
+    marks[0] = warm != 0 ? warm : 75;
+    marks[1] = options->pause != 0 ? options->pause : 85;
+    marks[2] = options->stop != 0 ? options->stop : 95;
+}
+
 static bitaxon_thermal *create(const tool_thermal *options, bool tell, int *code)
 {
     bitaxon_error error = BITAXON_ERROR_INIT;
@@ -23,13 +38,9 @@ static bitaxon_thermal *create(const tool_thermal *options, bool tell, int *code
     bitaxon_thermal *thermal = NULL;
     tool_host(&host);
     params.host = tell ? &host : NULL;
-    params.warm_mc = milli(options->warm);
+    params.warm_mc = milli(lowered_warm(options));
     params.hot_mc = milli(options->pause);
     params.critical_mc = milli(options->stop);
-    /* A lower pause mark draws the warm mark along, so that one option is enough. */
-    if (options->pause != 0 && options->warm == 0 && options->pause <= 75) {
-        params.warm_mc = milli(options->pause - 10);
-    }
     params.flags = options->mains_only ? BITAXON_THERMAL_MAINS_ONLY : 0;
     params.duty_percent = options->power;
     params.battery_floor = options->battery_floor;

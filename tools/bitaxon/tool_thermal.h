@@ -46,6 +46,9 @@ bitaxon_thermal *tool_thermal_create(const tool_thermal *options, int *code);
  * hold and a machine without sensors is no cause for a warning. */
 int tool_thermal_open(const tool_thermal *options, bitaxon_thermal **thermal);
 
+/* Where WARM, HOT and CRITICAL begin, in degrees Celsius. */
+void tool_thermal_marks(const tool_thermal *options, double marks[3]);
+
 const char *tool_band_name(uint32_t band);
 const char *tool_action_name(uint32_t action);
 const char *tool_reason_text(uint32_t reason);

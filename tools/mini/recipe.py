@@ -139,7 +139,8 @@ def make_float(work, plan, bitaxon):
              "--block", str(plan["block"]), "--blocks", str(plan["blocks"]), "--accumulate", str(plan["accumulate"]),
              "--save-every", str(max(10, plan["steps"] // 20)), "--eval-every", str(max(10, plan["steps"] // 20)),
              "--validation", os.path.join(work, "valid.jsonl"), "--output", train]
-    if os.path.isdir(os.path.join(train, "checkpoints")):
+    saved = os.path.join(train, "checkpoints")
+    if os.path.isdir(saved) and any(re.fullmatch(r"step_\d+(\.old)?", name) for name in os.listdir(saved)):
         flags.append("--resume")
     run(bitaxon, "train", start, os.path.join(work, "train.jsonl"), *flags)
     shutil.move(os.path.join(train, "model"), out)
