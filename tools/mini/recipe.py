@@ -133,7 +133,7 @@ def make_float(work, plan, bitaxon):
                 json.dump(QUICK_CONFIG, file)
         run(bitaxon, "new", *shape, "--seed", str(SEED), "--tokenizer", os.path.join(work, "tokenizer"), start)
     train = os.path.join(work, "train")
-    flags = ["--method", "full", "--optimizer", plan.get("optimizer", "adamw"), "--seed", str(SEED),
+    flags = ["--method", "full", "--mask", "all", "--optimizer", plan.get("optimizer", "adamw"), "--seed", str(SEED),
              "--steps", str(plan["steps"]), "--warmup", str(plan["warmup"]), "--learning-rate", str(plan["rate"]),
              "--min-learning-rate", str(plan["rate"] / 20), "--weight-decay", "0.1", "--balance", "0.01",
              "--block", str(plan["block"]), "--blocks", str(plan["blocks"]), "--accumulate", str(plan["accumulate"]),
