@@ -517,16 +517,16 @@ static void *train_machine(void *user)
     return NULL;
 }
 
-static void test_machines(void **state)
+static void check_machines(uint32_t flags, int kind)
 {
-    (void)state;
     room r = { .lock = PTHREAD_MUTEX_INITIALIZER, .turn = PTHREAD_COND_INITIALIZER };
     machine machines[MACHINES];
     pthread_t threads[MACHINES];
     outcome want, first = { 0 };
-    bitaxon_model *model = open_model(QUANTISED, 1, NULL);
-    bitaxon_dataset *data = count_up(model, BITAXON_OBJECTIVE_SFT, 40, 1);
-    bitaxon_trainer_params p = run_of(1, data, 6);
+    bitaxon_model *model = open_model(model_of(kind), 1, NULL);
+    bitaxon_dataset *data = count_up(model, objective_of(kind), 40, 1);
+    bitaxon_trainer_params p = run_of(kind, data, 6);
+    p.flags |= flags;
     p.accumulate = 2 * MACHINES;
     bitaxon_trainer *alone = make_trainer(model, &p);
     steps(alone, 6);
@@ -537,7 +537,7 @@ static void test_machines(void **state)
     EXPECT(INVALID_ARGUMENT, bitaxon_trainer_create(model, &p, &alone, &error));
     expect_message("all_reduce");
     for (uint32_t i = 0; i < MACHINES; i++) {
-        machines[i] = (machine){ .r = &r, .number = i, .model = open_model(QUANTISED, 1, NULL) };
+        machines[i] = (machine){ .r = &r, .number = i, .model = open_model(model_of(kind), 1, NULL) };
         p.machine = i;
         p.all_reduce = reduce;
         p.all_reduce_user = &machines[i];
@@ -551,12 +551,12 @@ static void test_machines(void **state)
         assert_int_equal(machines[i].status, BITAXON_OK);
         if (i == 0)
             first = outcome_of(machines[i].trainer);
-        assert_memory_equal(machines[i].trainer->core.parameters->value, first.values, first.floats * sizeof(float));
+        check_outcome(machines[i].trainer, flags != 0 ? &want : &first);
     }
     double worst = 0;
     for (size_t i = 0; i < want.floats; i++)
         worst = fmax(worst, fabs((double)want.values[i] - (double)first.values[i]));
-    print_message("three machines against one: %.3g\n", worst);
+    print_message("three machines against one, kind %d, flags %u: %.3g\n", kind, flags, worst);
     assert_true(worst < 1e-4);
     assert_true(first.at.cursor.index == want.at.cursor.index && first.at.cursor.epoch == want.at.cursor.epoch);
     for (size_t i = 0; i < 6; i++)
@@ -569,6 +569,14 @@ static void test_machines(void **state)
     outcome_free(&want);
     bitaxon_dataset_free(data);
     bitaxon_model_free(model);
+}
+
+static void test_machines(void **state)
+{
+    (void)state;
+    check_machines(0, 1);
+    for (int kind = 0; kind < RUNS; kind++)
+        check_machines(BITAXON_TRAIN_ORDERED, kind);
 }
 
 typedef struct unreliable {
@@ -627,6 +635,7 @@ static void test_estimate(void **state)
         bitaxon_trainer_params p = run_of(kind, data, 2);
         p.block_tokens = 512;
         p.blocks = 2;
+        p.flags |= kind % 2 == 0 ? BITAXON_TRAIN_ORDERED : 0;
         bitaxon_train_estimate e = { .struct_size = sizeof e };
         OK(bitaxon_trainer_estimate(&mp, &p, &e, &error));
         uint64_t before = atomic_load(&model->mem.used);
@@ -664,6 +673,7 @@ static void test_out_of_memory(void **state)
         bitaxon_dataset *data = count_up(model, BITAXON_OBJECTIVE_SFT, 20, 1);
         bitaxon_trainer_params p = run_of(1, data, 2);
         p.targets = "q_proj,input_proj";
+        p.flags |= BITAXON_TRAIN_ORDERED;
         bitaxon_trainer *trainer;
         fault_host_arm(&fault, n, false);
         bitaxon_status status = bitaxon_trainer_create(model, &p, &trainer, &error);

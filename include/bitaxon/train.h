@@ -29,7 +29,8 @@ enum {
     BITAXON_TRAIN_EXACT_NORM = 1,         /* DoRA: gradients go through the norm too */
     BITAXON_TRAIN_NO_BIAS_CORRECTION = 2, /* of AdamW */
     BITAXON_TRAIN_NO_ISOLATION = 4,       /* examples run on into each other, split where a block is full */
-    BITAXON_TRAIN_NO_SHUFFLE = 8
+    BITAXON_TRAIN_NO_SHUFFLE = 8,
+    BITAXON_TRAIN_ORDERED = 16            /* the same bits for any number of machines; see all_reduce */
 };
 
 typedef struct bitaxon_trainer_params {
@@ -66,7 +67,9 @@ typedef struct bitaxon_trainer_params {
     struct bitaxon_thermal *thermal; /* nullable: asked once per micro-step; kept alive */
     /* Several machines with one adapter; nullable. Each trains its micro-steps of the data (number `machine` of
      * `machines`); per update the callback replaces gradients [count] and sums [sum_count] by their sums over
-     * all machines, added in the order of their numbers. Returns: 0, or the status that the step ends with. */
+     * all machines, added in the order of their numbers. Returns: 0, or the status that the step ends with.
+     * ORDERED: it is called after each micro-step, and whatever `machines` is the sums are the same chain of additions,
+     * so that runs of one accumulate * machines have the same bits; one more array of the gradient's size. */
     bitaxon_status (*all_reduce)(void *user, float *gradients, uint64_t count, double *sums,
                                  uint32_t sum_count);
     void *all_reduce_user;

@@ -137,6 +137,7 @@ bitaxon_status bxn_trainable_create(bxn_mem *mem, const bxn_model *source, bool 
                                     bitaxon_error *error);
 /* What it allocates, from the configuration alone (and whether the head is tied); *values: how many train. */
 uint64_t bxn_trainable_bytes(const bxn_model *model, uint64_t *values);
+size_t bxn_trainable_floats(const bxn_model *model); /* of one of its arrays */
 void bxn_trainable_free(bxn_trainable *trainable);
 const bxn_model *bxn_trainable_model(const bxn_trainable *trainable);
 bxn_parameters *bxn_trainable_parameters(bxn_trainable *trainable);

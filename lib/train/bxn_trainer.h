@@ -61,6 +61,7 @@ typedef struct bxn_trainer {
     bxn_parameters own;         /* of the adapter: grad, m, v in `arrays` */
     bxn_parameters *parameters; /* own, or the trainable's */
     void *arrays;
+    void *sum;                  /* ORDERED: gradients of the micro-steps before, all machines' */
     bxn_weight_grads *weight_grads; /* of the adapter, [weight_count] */
     bxn_model_grads adapter_grads;
     const bxn_model_grads *grads;

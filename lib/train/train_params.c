@@ -10,7 +10,7 @@
 
 #define KNOWN_FLAGS                                                                                   \
     (BITAXON_TRAIN_EXACT_NORM | BITAXON_TRAIN_NO_BIAS_CORRECTION | BITAXON_TRAIN_NO_ISOLATION |       \
-     BITAXON_TRAIN_NO_SHUFFLE)
+     BITAXON_TRAIN_NO_SHUFFLE | BITAXON_TRAIN_ORDERED)
 
 static bitaxon_status range(const char *field, double value, bool fine, const char *allowed, bitaxon_error *error)
 {
@@ -262,14 +262,15 @@ static bitaxon_status count_weight(void *user, bxn_weight *weight, const char *n
 void bxn_trainer_measure(const bxn_model *model, const bitaxon_trainer_params *p, uint32_t rows,
                          bitaxon_train_estimate *out)
 {
-    bool full = p->method == BITAXON_TRAIN_FULL;
+    bool full = p->method == BITAXON_TRAIN_FULL, ordered = (p->flags & BITAXON_TRAIN_ORDERED) != 0;
     if (full) {
         largest l = { .scratch = 0 };
         bxn_trainer_optimizer(p, &l.optimizer);
         (void)bxn_model_weights(model, count_weight, &l);
         count_matrix(&l, model->config.moe_intermediate_dim, model->config.hidden_dim);
-        out->values_bytes = bxn_trainable_bytes(model, &out->trainable) + l.scratch;
-    } else { /* gradient and two moments, laid out as the values */
+        out->values_bytes = bxn_trainable_bytes(model, &out->trainable) + l.scratch +
+                            (ordered ? bxn_alloc_cost(bxn_trainable_floats(model) * sizeof(float)) : 0);
+    } else { /* gradient, two moments and ORDERED's sum, laid out as the values */
         bxn_adapter_plan plan;
         bxn_trainer_plan(p, &plan);
         uint64_t views = bxn_alloc_cost(model->weight_count * sizeof(bxn_lora));
@@ -279,7 +280,7 @@ void bxn_trainer_measure(const bxn_model *model, const bitaxon_trainer_params *p
             magnitudes = (bytes - bxn_adapter_bytes(model, &plan, NULL)) / 3;
             bytes -= 2 * magnitudes;
         }
-        out->values_bytes = 4 * (bytes - views) + views + 2 * magnitudes +
+        out->values_bytes = (ordered ? 5 : 4) * (bytes - views) + views + 2 * magnitudes +
                             bxn_alloc_cost(model->weight_count * sizeof(bxn_weight_grads));
     }
     out->pass_bytes = bxn_alloc_cost(bxn_runner_bytes(model, rows, full ? 0 : p->rank,

@@ -329,6 +329,7 @@ static json_t *identity(const bxn_trainer *t)
                set(to, "exact_norm", json_boolean((p->flags & BITAXON_TRAIN_EXACT_NORM) != 0));
     fine = fine && set(to, "block_tokens", integer(p->block_tokens)) && set(to, "blocks", integer(p->blocks)) &&
            set(to, "micro_steps", integer((uint64_t)p->accumulate * p->machines)) &&
+           set(to, "ordered", json_boolean((p->flags & BITAXON_TRAIN_ORDERED) != 0)) &&
            set(to, "isolation", json_boolean((p->flags & BITAXON_TRAIN_NO_ISOLATION) == 0)) &&
            set(to, "shuffle", json_boolean((p->flags & BITAXON_TRAIN_NO_SHUFFLE) == 0)) &&
            set(to, "learning_rate", json_real(p->learning_rate)) &&

@@ -155,6 +155,8 @@ uint64_t bxn_trainable_bytes(const bxn_model *model, uint64_t *values)
     return bxn_alloc_cost(place(&s, NULL, &parts)) + bxn_alloc_cost(4 * s.floats * sizeof(float));
 }
 
+size_t bxn_trainable_floats(const bxn_model *model) { return measure(&model->config, model->tied).floats; }
+
 /* ---- copies ------------------------------------------------------------------------------------------ */
 
 /* The next parameter, `floats` long. */

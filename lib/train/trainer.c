@@ -139,6 +139,8 @@ static bitaxon_status make_packers(bxn_trainer *t, bitaxon_error *error)
     return bxn_packer_create(t->mem, t->validation, &packing, &t->validation_packer, error);
 }
 
+static bool ordered(const bxn_trainer *t) { return (t->params.flags & BITAXON_TRAIN_ORDERED) != 0; }
+
 bitaxon_status bxn_trainer_init(bxn_trainer *t, bxn_mem *mem, const bxn_model *model, int32_t separator,
                                 const bitaxon_trainer_params *params, const bxn_dataset *data,
                                 const bxn_dataset *validation, const bxn_adapter *start, bxn_thermal *thermal,
@@ -166,6 +168,8 @@ bitaxon_status bxn_trainer_init(bxn_trainer *t, bxn_mem *mem, const bxn_model *m
     if (status == BITAXON_OK)
         status = full ? make_full(t, error) : make_adapter(t, start, error);
     bxn_float_leave(saved);
+    if (status == BITAXON_OK && ordered(t))
+        status = bxn_alloc(mem, t->parameters->floats * sizeof(float), "sum of an update", &t->sum, error);
     if (status == BITAXON_OK)
         status = make_packers(t, error);
     if (status == BITAXON_OK) {
@@ -189,6 +193,8 @@ void bxn_trainer_release(bxn_trainer *t)
     bxn_packer_free(t->validation_packer);
     bxn_packer_free(t->packer);
     bxn_free(mem, t->optimizer.scratch, t->scratch_bytes);
+    if (t->sum != NULL)
+        bxn_free(mem, t->sum, t->parameters->floats * sizeof(float));
     bxn_trainable_free(t->trainable);
     bxn_free(mem, t->own.items, t->own.count * sizeof *t->own.items);
     bxn_free(mem, t->weight_grads, t->source->weight_count * sizeof *t->weight_grads);
@@ -311,9 +317,9 @@ static bool has_label(const bxn_micro_step *step)
 }
 
 /* What is summed over micro-steps and machines. */
-enum { LOSS, TOKENS, PAIRS, SKIPPED_PAIRS, NLL, ODDS, CHOSEN, REJECTED, PREFERRED, BALANCE, ROWS, SUMS };
+enum { LOSS, TOKENS, PAIRS, SKIPPED_PAIRS, NLL, ODDS, CHOSEN, REJECTED, PREFERRED, BALANCE, ROWS, EMPTY, SUMS };
 
-static void gather(const bxn_losses *l, uint64_t rows, double *sums)
+static void gather(const bxn_losses *l, uint64_t rows, uint64_t empty, double *sums)
 {
     sums[LOSS] = l->loss;
     sums[TOKENS] = (double)l->tokens;
@@ -326,6 +332,7 @@ static void gather(const bxn_losses *l, uint64_t rows, double *sums)
     sums[PREFERRED] = (double)l->preferred;
     sums[BALANCE] = l->balance;
     sums[ROWS] = (double)rows;
+    sums[EMPTY] = (double)empty;
 }
 
 /* What losses are means over: tokens, or pairs. */
@@ -425,32 +432,71 @@ static bitaxon_status micro_step(bxn_trainer *t, attempt *a, uint64_t number, bi
     return status;
 }
 
+static bitaxon_status all_reduce(bxn_trainer *t, double *sums, bitaxon_error *error)
+{
+    if (t->params.all_reduce == NULL)
+        return BITAXON_OK;
+    bxn_float_leave(t->host_float);
+    bitaxon_status status = t->params.all_reduce(t->params.all_reduce_user, t->parameters->grad, t->parameters->floats,
+                                                 sums, SUMS);
+    bxn_float_enter();
+    if (status == BITAXON_OK)
+        return status;
+    return bxn_fail(error, status < 0 && status >= BITAXON_INTERNAL ? status : BITAXON_SYSTEM,
+                    "update %llu: the sum over all machines failed (%d)", (unsigned long long)t->at.step, (int)status);
+}
+
+/* One micro-step of each machine, behind those that `sum` and `sums` have. Machine 0 puts its own behind them, the
+ * callback the others' behind that: whatever the number of machines, it is one chain of additions. They are in the
+ * host's mode, as the callback's are. A micro-step without a label adds its zeros: x + 0 is not x where x is -0. */
+static bitaxon_status ordered_step(bxn_trainer *t, attempt *a, uint64_t number, double *sums, bitaxon_train_result *r,
+                                   bitaxon_error *error)
+{
+    float *grad = t->parameters->grad, *sum = t->sum;
+    size_t floats = t->parameters->floats;
+    double own[SUMS];
+    a->losses = (bxn_losses){ 0 };
+    a->rows = a->empty = 0;
+    memset(grad, 0, floats * sizeof(float));
+    bitaxon_status status = micro_step(t, a, number, r, error);
+    if (status != BITAXON_OK)
+        return status;
+    gather(&a->losses, a->rows, a->empty, own);
+    if (a->unsound)
+        own[LOSS] = NAN;
+    if (t->params.machine == 0) {
+        bxn_float_leave(t->host_float);
+        for (size_t i = 0; i < floats; i++)
+            grad[i] = sum[i] + grad[i];
+        for (size_t i = 0; i < SUMS; i++)
+            own[i] = sums[i] + own[i];
+        bxn_float_enter();
+    }
+    status = all_reduce(t, own, error);
+    memcpy(sum, grad, floats * sizeof(float));
+    memcpy(sums, own, sizeof own);
+    return status;
+}
+
 /* Gradients and sums of all micro-steps of an update, of all machines. */
 static bitaxon_status accumulate(bxn_trainer *t, attempt *a, double *sums, bitaxon_train_result *r,
                                  bitaxon_error *error)
 {
     uint64_t number = 0, first_epoch = a->cursor.epoch;
+    if (ordered(t))
+        memset(t->sum, 0, t->parameters->floats * sizeof(float));
     for (;;) {
-        for (uint32_t i = 0; i < t->params.accumulate; i++) {
-            bitaxon_status status = micro_step(t, a, number++, r, error);
-            if (status != BITAXON_OK)
-                return status;
+        bitaxon_status status = BITAXON_OK;
+        for (uint32_t i = 0; i < t->params.accumulate && status == BITAXON_OK; i++)
+            status = ordered(t) ? ordered_step(t, a, number++, sums, r, error) : micro_step(t, a, number++, r, error);
+        if (status == BITAXON_OK && !ordered(t)) {
+            gather(&a->losses, a->rows, a->empty, sums);
+            if (a->unsound)
+                sums[LOSS] = NAN;
+            status = all_reduce(t, sums, error);
         }
-        gather(&a->losses, a->rows, sums);
-        if (a->unsound)
-            sums[LOSS] = NAN;
-        if (t->params.all_reduce != NULL) {
-            bxn_float_leave(t->host_float);
-            bitaxon_status status = t->params.all_reduce(t->params.all_reduce_user, t->parameters->grad,
-                                                         t->parameters->floats, sums, SUMS);
-            bxn_float_enter();
-            if (status != BITAXON_OK)
-                return bxn_fail(error, status < 0 && status >= BITAXON_INTERNAL ? status : BITAXON_SYSTEM,
-                                "update %llu: the sum over all machines failed (%d)", (unsigned long long)t->at.step,
-                                (int)status);
-        }
-        if (isnan(sums[LOSS]) || weight_of(t, sums) > 0)
-            return BITAXON_OK;
+        if (status != BITAXON_OK || isnan(sums[LOSS]) || weight_of(t, sums) > 0)
+            return status;
         if (a->cursor.epoch > first_epoch + 1)
             return bxn_fail(error, BITAXON_FORMAT, "no token of the data counts: %llu micro-steps had none",
                             (unsigned long long)number);
@@ -458,7 +504,7 @@ static bitaxon_status accumulate(bxn_trainer *t, attempt *a, double *sums, bitax
 }
 
 /* The gradient is sound: move the values. Nothing fails from here on but the host's executor. */
-static bitaxon_status apply(bxn_trainer *t, const attempt *a, double scale, double norm, bitaxon_error *error)
+static bitaxon_status apply(bxn_trainer *t, uint64_t tokens, double scale, double norm, bitaxon_error *error)
 {
     bxn_exec exec = { .kernels = &t->model->kernels, .pool = t->model->pool, .error = error };
     bitaxon_status status = bxn_optimizer_update(&exec, &t->optimizer, t->parameters, t->at.step, scale, norm);
@@ -469,7 +515,7 @@ static bitaxon_status apply(bxn_trainer *t, const attempt *a, double scale, doub
     }
     t->at.step++;
     t->at.bad = 0;
-    t->at.tokens += a->losses.tokens;
+    t->at.tokens += tokens;
     if (t->trainable != NULL) {
         bxn_trainable_updated(t->trainable);
     } else { /* without memory for it now, the next call makes up for it */
@@ -522,12 +568,12 @@ static bitaxon_status try_step(bxn_trainer *t, bitaxon_train_result *r, bitaxon_
     describe(t, sums, r);
     r->gradient_norm = norm;
     r->learning_rate = bxn_learning_rate(&t->optimizer, t->at.step);
-    status = sound ? apply(t, &a, scale, norm, error) : leave_out(t, &a, r->loss, norm, error);
+    status = sound ? apply(t, r->tokens, scale, norm, error) : leave_out(t, &a, r->loss, norm, error);
     if (t->broken)
         return status;
     t->at.attempts++;
     t->at.cursor = a.cursor;
-    t->at.empty += a.empty;
+    t->at.empty += (uint64_t)sums[EMPTY];
     r->updated = sound;
     r->step = t->at.step;
     r->epoch = t->at.cursor.epoch;
@@ -590,7 +636,7 @@ static bitaxon_status try_evaluate(bxn_trainer *t, uint64_t most, bitaxon_train_
     }
     if (status != BITAXON_OK)
         return status;
-    gather(&losses, rows, sums);
+    gather(&losses, rows, empty, sums);
     if (weight_of(t, sums) == 0)
         return bxn_fail(error, BITAXON_FORMAT, "no token of the validation data counts");
     describe(t, sums, r);
