@@ -12,6 +12,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "tool_file.h"
 
@@ -328,8 +329,12 @@ static bitaxon_status evaluate(train_state *state, int *code, bitaxon_error *err
     return BITAXON_OK;
 }
 
+/* The lines of the updates that a checkpoint holds are on the disk before it is. */
 static bitaxon_status save(train_state *state, bitaxon_error *error)
 {
+    if (state->log != NULL) {
+        (void)fsync(fileno(state->log)); /* a pipe or a device has nothing to keep */
+    }
     bitaxon_status status = bitaxon_trainer_save(state->trainer, state->checkpoints,
                                                  state->args->keep, error);
     state->dirty = state->dirty && status != BITAXON_OK;
@@ -376,10 +381,9 @@ static int end_early(train_state *state, bitaxon_status status, int code,
     bitaxon_error problem = BITAXON_ERROR_INIT;
     unsigned long long step = state->info.step, steps = state->info.steps;
     bool stopped = status == BITAXON_CANCELLED || status == BITAXON_THERMAL_STOP;
-    /* After FORMAT the values are those of before, but the older checkpoints are the better
-     * ones to look at. */
+    /* Also after FORMAT: values and moments are those of the last sound update. */
     bool fine = true;
-    if (state->dirty && status != BITAXON_FORMAT && status != BITAXON_BAD_STATE) {
+    if (state->dirty && status != BITAXON_BAD_STATE) {
         fine = save(state, &problem) == BITAXON_OK;
     }
     if (status == BITAXON_CANCELLED) {
