@@ -285,7 +285,8 @@ static void test_dropout(void **state)
         assert_memory_equal(out, part, 101 * sizeof *out);
         for (uint32_t k = 0; k < COLS; k++) {
             dropped += out[k] == 0.0f;
-            assert_true(out[k] == 0.0f || fabsf(out[k] * 0.7f - x[k]) <= 1e-6f * x[k]);
+            /* the chance is one in 65536ths: 19661 */
+            assert_true(out[k] == 0.0f || fabsf(out[k] * (65536 - 19661) / 65536 - x[k]) <= 1e-6f * x[k]);
         }
         bxn_dropout(&adapters, 4, t, x, COLS, part);
         for (uint32_t k = 0; k < COLS; k++)
@@ -298,6 +299,18 @@ static void test_dropout(void **state)
     bxn_dropout(&adapters, 4, ROWS - 1, part, COLS, part);
     bxn_dropout(&adapters, 4, ROWS - 1, x, COLS, out);
     assert_memory_equal(part, out, sizeof out);
+
+    /* What is kept makes up for what is dropped, also where little is kept. */
+    adapters.dropout = 0.999995f;
+    double sum = 0;
+    for (uint32_t t = 0; t < 400; t++) {
+        for (uint32_t k = 0; k < COLS; k++)
+            x[k] = 1;
+        bxn_dropout(&adapters, 3, t, x, COLS, out);
+        for (uint32_t k = 0; k < COLS; k++)
+            sum += (double)out[k];
+    }
+    assert_true(fabs(sum / (400.0 * COLS) - 1) < 5 * sqrt(65536 / (400.0 * COLS)));
 }
 
 static void test_threads(void **state)

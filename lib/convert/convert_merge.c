@@ -309,9 +309,10 @@ bitaxon_status bxn_convert_merge(const bitaxon_convert_params *params, bitaxon_e
         status = bxn_output_open(&c, c.bundle->where, packed ? BXN_ALIGN : 8, &out);
     if (status == BITAXON_OK)
         status = write_weights(&m, out);
-    bool quantised = params->format != NULL && c.format.kind != BXN_TARGET_FLOAT;
+    /* What the configuration says of quantisation is of the base: it holds for all that was not changed,
+     * and the others tell their form by their shapes. */
     if (status == BITAXON_OK)
-        status = bxn_output_commit(out, c.bundle, quantised ? &c.format : NULL);
+        status = bxn_output_commit(out, c.bundle, NULL);
     else
         bxn_output_abort(out);
     release(&m, bytes);

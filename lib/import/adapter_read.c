@@ -114,6 +114,8 @@ static bool is_base(const char *name)
 {
     static const char *const starts[] = { "layer_", "embed_tokens.", "input_proj.", "output_proj.", "lm_head.",
                                           "final_norm." };
+    if (strstr(name, "lora") != NULL || strstr(name, "LoRA") != NULL) /* a part by another's naming */
+        return false;
     for (size_t i = 0; i < sizeof starts / sizeof starts[0]; i++)
         if (strncmp(name, starts[i], strlen(starts[i])) == 0)
             return true;

@@ -26,8 +26,9 @@ static uint32_t groups_of(uint32_t n, uint32_t size)
 void bxn_dropout(const bxn_adapters *adapters, uint32_t id, uint64_t row, const float *x, uint32_t cols, float *out)
 {
     /* Eight columns share a number of the generator, 16 bits each. */
-    const float keep = 1.0f / (1.0f - adapters->dropout);
-    const uint32_t limit = (uint32_t)(adapters->dropout * 65536.0f + 0.5f);
+    const uint32_t nearest = (uint32_t)(adapters->dropout * 65536.0f + 0.5f);
+    const uint32_t limit = nearest < 65535 ? nearest : 65535; /* one in 65536 stays at least */
+    const float keep = 65536.0f / (float)(65536 - limit);
     for (uint32_t first = 0; first < cols; first += 8) {
         uint32_t words[4];
         bxn_philox(adapters->dropout_key, (uint64_t)id << 32 | first / 8, row, words);

@@ -50,13 +50,13 @@ enum { LIST = 56, LIST_ROWS = 512 };
 
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
-static size_t input_bytes(const bxn_weight *w, uint32_t rows)
+static size_t packed_input_bytes(const bxn_weight *w, uint32_t rows)
 {
     size_t tiled = bxn_tiled_input_bytes(bxn_round_up(w->cols, BXN_UNIT_COLS), rows, (rows + 15) / 16);
     return w->kind == BXN_WEIGHT_PACKED ? larger(tiled, rows * bxn_input_bytes(w->cols)) : 0;
 }
 
-static size_t list_bytes(const bxn_weight *w) { return input_bytes(w, LIST_ROWS); }
+static size_t list_bytes(const bxn_weight *w) { return packed_input_bytes(w, LIST_ROWS); }
 
 static void take(moe_run *c, bxn_scratch *scratch, bool backward)
 {
@@ -206,7 +206,7 @@ static bitaxon_status products(moe_run *c, uint32_t begin, uint32_t end, const b
             status = bxn_train_linear(c->pass, w, from, ldx, rows, to, ldy);
         if (rows == 0 || rows > BXN_TILE)
             continue;
-        size_t need = input_bytes(w, rows);
+        size_t need = packed_input_bytes(w, rows);
         if (count == LIST || bytes + need > c->inputs.inputs_bytes) {
             status = bxn_linear_jobs(&exec, jobs, count);
             count = 0;

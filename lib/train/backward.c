@@ -21,13 +21,15 @@ static bxn_weight shape(uint32_t rows, uint32_t cols)
                          .dense = { .dtype = BXN_F32, .rows = rows, .cols = cols } };
 }
 
-/* Scratch that the largest op of the model takes. Only shapes are looked at, which are those of the
- * configuration: a model of which headers alone were read gives the same. */
+/* Scratch that the largest op of the model takes, whatever form its weights have. Only shapes are looked
+ * at, which are those of the configuration: a model of which headers alone were read gives the same. */
 static size_t scratch_bytes(const bxn_config *config, uint32_t rows, uint32_t rank, bool magnitudes, bool full)
 {
     uint32_t D = config->hidden_dim, S = config->d_source_model, E = D * config->ssm_expand;
     uint32_t N = config->ssm_d_state, X = config->moe_num_experts, I = config->moe_intermediate_dim;
     bxn_weight in = shape(I, D), out = shape(D, I);
+    if (!full) /* experts may be quantised, and then need room for their inputs (bxn_moe_train_bytes) */
+        in.kind = out.kind = BXN_WEIGHT_PACKED;
     bxn_ssm ssm = { .channels = E, .channels16 = (uint32_t)bxn_round_up(E, 16), .states = N, .taps = config->ssm_d_conv,
                     .in_proj = shape(2 * E, D), .x_proj = shape(2 * N + 1, E), .out_proj = shape(D, E) };
     bxn_attention attention = { .heads = config->num_heads, .head_dim = D / config->num_heads,
