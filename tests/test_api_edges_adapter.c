@@ -181,6 +181,7 @@ static void test_info_and_save(void **state)
     EDGE(INVALID_ARGUMENT, bitaxon_adapter_get_info(NULL, &found.info, e));
     EDGE(INVALID_ARGUMENT, bitaxon_adapter_save(NULL, "x", e));
     EDGE(INVALID_ARGUMENT, bitaxon_adapter_save(adapter, NULL, e));
+    EDGE(INVALID_ARGUMENT, bitaxon_adapter_save(adapter, "/tmp/x.bin", e));
     EDGE(IO, bitaxon_adapter_save(adapter, "/nowhere/x.safetensors", e));
     bitaxon_adapter_free(NULL);
     assert_int_equal(bitaxon_struct_size("bitaxon_adapter_params"), sizeof(bitaxon_adapter_params));

@@ -196,7 +196,7 @@ static void forward_backward(layer *l, fixture_world *world, bool add)
     pass->grads = l->grads;
     assert_int_equal(bxn_train_linear(pass, w, l->x, l->ldx, l->c.tokens, l->y, l->ldy), BITAXON_OK);
     assert_int_equal(bxn_linear_backward(pass, w, l->x, l->ldx, l->c.dora ? l->y : NULL, l->ldy, l->dy, l->ldy,
-                                         l->c.tokens, FIRST_ROW, l->dx, l->ldx, add),
+                                         l->c.tokens, l->dx, l->ldx, add),
                      BITAXON_OK);
     pass->exec.adapters = NULL;
     pass->grads = NULL;

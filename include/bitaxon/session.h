@@ -3,7 +3,8 @@
  * A session is single-user; bitaxon_session_cancel alone may come from any thread.
  * Its position is the length of its cache; a call that fails or is cancelled
  * leaves the position at a token boundary (bitaxon_session_position tells which)
- * and the session usable. */
+ * and the session usable. Whatever reads, chooses a token or goes back is MISMATCH while the cache holds
+ * tokens read with other adapters than the session has (adapter.h). */
 #ifndef BITAXON_SESSION_H
 #define BITAXON_SESSION_H
 

@@ -69,6 +69,9 @@ bitaxon_status bitaxon_adapter_save(const bitaxon_adapter *adapter, const char *
 {
     if (adapter == NULL || path == NULL)
         return bxn_null(error, adapter == NULL ? "adapter" : "path");
+    size_t length = strlen(path), end = strlen(".safetensors");
+    if (length <= end || strcmp(path + length - end, ".safetensors") != 0)
+        return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "%s: an adapter's file ends with .safetensors", path);
     return bxn_adapter_write(&adapter->model->core, &adapter->core, path, error);
 }
 

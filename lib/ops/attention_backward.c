@@ -340,8 +340,7 @@ static bitaxon_status backward_out(bxn_train_pass *pass, const bxn_attention *p,
     if (reads)
         status = bxn_train_linear(pass, &p->o_proj, b->o, b->ld, pass->rows, b->q, b->ld);
     if (status == BITAXON_OK)
-        status = bxn_linear_backward(pass, &p->o_proj, b->o, b->ld, reads ? b->q : NULL, b->ld, dr, lddr, pass->rows,
-                                     0, dn, lddn, false);
+        status = bxn_linear_backward(pass, &p->o_proj, b->o, b->ld, reads ? b->q : NULL, b->ld, dr, lddr, pass->rows, dn, lddn, false);
     if (status == BITAXON_OK && reads)
         status = project(pass, p, &p->q_proj, n, ldn, b->q, b->ld, true);
     return status;
@@ -360,18 +359,18 @@ bitaxon_status bxn_attention_backward(bxn_train_pass *pass, const bxn_attention 
         status = backward_heads(pass, p, &b, dr, lddr, dn, lddn);
     /* v still holds the result of v_proj; those of k_proj (turned) and q_proj are made again where they are read. */
     if (status == BITAXON_OK)
-        status = bxn_linear_backward(pass, &p->v_proj, n, ldn, b.v, b.ld, b.o, b.ld, rows, 0, dn, lddn, false);
+        status = bxn_linear_backward(pass, &p->v_proj, n, ldn, b.v, b.ld, b.o, b.ld, rows, dn, lddn, false);
     const float *y = b.k;
     if (status == BITAXON_OK && reads_result(pass, &p->k_proj) && p->rope_theta > 0) {
         status = bxn_train_linear(pass, &p->k_proj, n, ldn, rows, b.v, b.ld);
         y = b.v;
     }
     if (status == BITAXON_OK)
-        status = bxn_linear_backward(pass, &p->k_proj, n, ldn, y, b.ld, dr, lddr, rows, 0, dn, lddn, true);
+        status = bxn_linear_backward(pass, &p->k_proj, n, ldn, y, b.ld, dr, lddr, rows, dn, lddn, true);
     if (status == BITAXON_OK && reads_result(pass, &p->q_proj))
         status = bxn_train_linear(pass, &p->q_proj, n, ldn, rows, b.k, b.ld);
     if (status == BITAXON_OK)
-        status = bxn_linear_backward(pass, &p->q_proj, n, ldn, b.k, b.ld, b.q, b.ld, rows, 0, dn, lddn, true);
+        status = bxn_linear_backward(pass, &p->q_proj, n, ldn, b.k, b.ld, b.q, b.ld, rows, dn, lddn, true);
     pass->scratch.used = used;
     return status;
 }

@@ -118,7 +118,7 @@ static bitaxon_status dora_gains(bxn_train_pass *pass, const bxn_weight *w, cons
         status = bxn_train_linear(pass, &a, lora->a, lora->lda, rank, square, ldr);
     bxn_pad_rows(square, ldr, rank, rank);
     if (status == BITAXON_OK)
-        status = bxn_linear_backward(pass, &b, NULL, 0, NULL, 0, square, ldr, rank, 0, gb, lora->ldb, false);
+        status = bxn_linear_backward(pass, &b, NULL, 0, NULL, 0, square, ldr, rank, gb, lora->ldb, false);
     gains_context c = { lora, norm2, wa, dm, gain, db, gb, w->rows };
     if (status == BITAXON_OK)
         status = bxn_pool_run(pass->exec.pool, (w->rows + COLUMNS - 1) / COLUMNS, gains_task, &c, pass->exec.cancel);
@@ -126,13 +126,13 @@ static bitaxon_status dora_gains(bxn_train_pass *pass, const bxn_weight *w, cons
         return status;
     /* By A: W through its rows' factors, and the square of A B by A. */
     bxn_pad_rows(gb, lora->ldb, w->rows, rank);
-    status = bxn_linear_backward(pass, &plain, NULL, 0, NULL, 0, gb, lora->ldb, rank, 0, da, lora->lda, true);
+    status = bxn_linear_backward(pass, &plain, NULL, 0, NULL, 0, gb, lora->ldb, rank, da, lora->lda, true);
     if (status == BITAXON_OK)
         status = bxn_train_linear(pass, &b, gb, lora->ldb, rank, square, ldr);
     for (size_t i = 0; i < rank * ldr; i++)
         square[i] *= lora->scale;
     if (status == BITAXON_OK)
-        status = bxn_linear_backward(pass, &a, NULL, 0, NULL, 0, square, ldr, rank, 0, da, lora->lda, true);
+        status = bxn_linear_backward(pass, &a, NULL, 0, NULL, 0, square, ldr, rank, da, lora->lda, true);
     return status;
 }
 

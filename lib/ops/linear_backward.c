@@ -304,7 +304,7 @@ static void take_block(block_context *c, bxn_scratch *scratch, uint32_t rows, ui
 
 bitaxon_status bxn_linear_backward(bxn_train_pass *pass, const bxn_weight *w, const float *x, size_t ldx,
                                    const float *y, size_t ldy, const float *dy, size_t lddy, uint32_t rows,
-                                   uint32_t first_row, float *dx, size_t lddx, bool add)
+                                   float *dx, size_t lddx, bool add)
 {
     const bxn_exec *exec = &pass->exec;
     const bxn_adapters *adapters = exec->adapters;
@@ -330,7 +330,7 @@ bitaxon_status bxn_linear_backward(bxn_train_pass *pass, const bxn_weight *w, co
         rows = 0;
     for (uint32_t t = 0; t < rows && status == BITAXON_OK; t += BLOCK) {
         c.rows = rows - t < BLOCK ? rows - t : BLOCK;
-        c.row = (uint64_t)first_row + t;
+        c.row = (adapters != NULL ? adapters->first_row : 0) + t;
         c.x = x + t * ldx;
         c.y = y != NULL ? y + t * ldy : NULL;
         c.dy = dy + t * lddy;

@@ -325,17 +325,11 @@ static void hidden_backward_task(void *context, uint32_t i)
                                                             c->db + i * c->ld_i, c->p->inner);
 }
 
-/* Of the pass within the micro-step: dropout goes by it. */
-static uint32_t first_row(const moe_run *c)
-{
-    return c->pass->exec.adapters == NULL ? 0 : (uint32_t)c->pass->exec.adapters->first_row;
-}
-
 /* Backward of a product whose rows are the tokens: dn is written, or added to. */
 static bitaxon_status tokens_backward(moe_run *c, const bxn_weight *w, const float *y, size_t ldy, const float *dy,
                                       size_t lddy, bool add)
 {
-    return bxn_linear_backward(c->pass, w, c->n, c->ldn, y, ldy, dy, lddy, c->rows, first_row(c), c->r, c->ldr, add);
+    return bxn_linear_backward(c->pass, w, c->n, c->ldn, y, ldy, dy, lddy, c->rows, c->r, c->ldr, add);
 }
 
 /* The shared expert: its rows are the tokens, its weight is the sigmoid. Writes dn. */
@@ -358,7 +352,7 @@ static bitaxon_status shared_backward(moe_run *c)
     }
     if (status == BITAXON_OK)
         status = bxn_linear_backward(pass, &p->shared_down_proj, c->db, c->ld_i, y, c->ld_d, c->dr, c->lddr,
-                                     c->rows, first_row(c), c->da, c->ld_i, false);
+                                     c->rows, c->da, c->ld_i, false);
     if (status == BITAXON_OK)
         status = bxn_rows_run(&pass->exec, c->rows, hidden_backward_task, c);
     if (status == BITAXON_OK)
@@ -469,13 +463,13 @@ static bitaxon_status experts_backward(moe_run *c, uint32_t begin, uint32_t end,
         float *x = c->x + at * c->ld_d, *dy = c->dy + at * c->ld_d;
         float *da = c->da + at * c->ld_i, *db = c->db + at * c->ld_i;
         if (rows > BXN_TILE && downs) {
-            status = bxn_linear_backward(c->pass, &p->down[e], db, c->ld_i, NULL, 0, dy, c->ld_d, rows, 0, da, c->ld_i,
+            status = bxn_linear_backward(c->pass, &p->down[e], db, c->ld_i, NULL, 0, dy, c->ld_d, rows, da, c->ld_i,
                                          false);
         } else if (rows > BXN_TILE) {
-            status = bxn_linear_backward(c->pass, &p->gate[e], x, c->ld_d, NULL, 0, da, c->ld_i, rows, 0, dy, c->ld_d,
+            status = bxn_linear_backward(c->pass, &p->gate[e], x, c->ld_d, NULL, 0, da, c->ld_i, rows, dy, c->ld_d,
                                          false);
             if (status == BITAXON_OK)
-                status = bxn_linear_backward(c->pass, &p->up[e], x, c->ld_d, NULL, 0, db, c->ld_i, rows, 0, dy, c->ld_d,
+                status = bxn_linear_backward(c->pass, &p->up[e], x, c->ld_d, NULL, 0, db, c->ld_i, rows, dy, c->ld_d,
                                              true);
         } else if (rows != 0 && downs) {
             status = append(&list, e, DOWN_INPUT, inner_units, (uint64_t)BXN_UNIT_COLS * dim);

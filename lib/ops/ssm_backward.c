@@ -279,7 +279,7 @@ static bitaxon_status backward(bxn_train_pass *pass, ssm_train *c, const float *
     if (status == BITAXON_OK && c->r != NULL)
         status = bxn_train_linear(pass, &p->out_proj, c->xc, c->ld_e, rows, c->r, c->ld_d);
     if (status == BITAXON_OK)
-        status = bxn_linear_backward(pass, &p->out_proj, c->xc, c->ld_e, c->r, c->ld_d, dr, lddr, rows, 0, c->dxc,
+        status = bxn_linear_backward(pass, &p->out_proj, c->xc, c->ld_e, c->r, c->ld_d, dr, lddr, rows, c->dxc,
                                      c->ld_e, false);
     if (status == BITAXON_OK)
         status = convolve(c);
@@ -289,14 +289,14 @@ static bitaxon_status backward(bxn_train_pass *pass, ssm_train *c, const float *
     if (status == BITAXON_OK)
         status = bxn_rows_run(&pass->exec, rows, gather_task, c);
     if (status == BITAXON_OK)
-        status = bxn_linear_backward(pass, &p->x_proj, c->xc, c->ld_e, c->bcd, c->ld_bcd, c->dbcd, c->ld_bcd, rows, 0,
+        status = bxn_linear_backward(pass, &p->x_proj, c->xc, c->ld_e, c->bcd, c->ld_bcd, c->dbcd, c->ld_bcd, rows,
                                      c->dxc, c->ld_e, true);
     item = (bxn_item){ p->channels16 / 16, (uint64_t)16 * 16 * p->taps * rows };
     if (status == BITAXON_OK)
         status = bxn_ranges_run(&pass->exec, &item, 1, conv_backward_task, c);
     if (status == BITAXON_OK)
         status = bxn_linear_backward(pass, &p->in_proj, n, ldn, c->dxz == c->xz ? NULL : c->xz, c->ld_2e, c->dxz,
-                                     c->ld_2e, rows, 0, dn, lddn, false);
+                                     c->ld_2e, rows, dn, lddn, false);
     return status;
 }
 

@@ -71,14 +71,14 @@ typedef struct bxn_train_pass {
 bitaxon_status bxn_train_linear(bxn_train_pass *pass, const bxn_weight *w, const float *x, size_t ldx,
                                 uint32_t rows, float *y, size_t ldy);
 
-/* Backward of it. dy is not changed; its rows are padded with zeros too. dx (nullable) is written, or added to. y is the result of the forward,
- * read when a DoRA magnitude trains and may be NULL otherwise. `rows` rows of the micro-step from row
- * `first_row` on (dropout is by row and column of the micro-step). Of gradients, full: dW += dy^T x; adapters
+/* Backward of it. dy is not changed; its rows are padded with zeros too. dx (nullable) is written, or added
+ * to. y is the result of the forward, read when a DoRA magnitude trains and may be NULL otherwise. Dropout is
+ * that of the forward, by rows from adapters->first_row on. Of gradients, full: dW += dy^T x; adapters
  * (one in force, weight 1): with u = A^T drop(x), dz = g o dy: dB += s u^T dz, dA += s drop(x)^T (dz B^T),
  * dm += sum over rows of dy o y / m. The gradient through the norm of DoRA is not here (bxn_dora_gains). */
 bitaxon_status bxn_linear_backward(bxn_train_pass *pass, const bxn_weight *w, const float *x, size_t ldx,
                                    const float *y, size_t ldy, const float *dy, size_t lddy, uint32_t rows,
-                                   uint32_t first_row, float *dx, size_t lddx, bool add);
+                                   float *dx, size_t lddx, bool add);
 /* Columns 128 * begin ... of y = x W without adapters, or added to y, within a task. */
 void bxn_product_transposed(const bxn_exec *exec, const bxn_weight *w, uint32_t begin, uint32_t end,
                             const bxn_mm_args *args, bool add);
@@ -126,7 +126,7 @@ bitaxon_status bxn_attention_backward(bxn_train_pass *pass, const bxn_attention 
 bitaxon_status bxn_moe_backward(bxn_train_pass *pass, const bxn_moe *p, uint32_t layer, const float *n, size_t ldn,
                                 float *dr, size_t lddr, float *dn, size_t lddn);
 /* Scratch that forward and backward need for at most `rows` rows; rank: of the adapter, 0 none;
- * magnitudes: it is DoRA; full: weights train. */
+ * magnitudes: it is DoRA; full: weights train. That of experts looks at whether they are packed. */
 size_t bxn_ssm_train_bytes(const bxn_ssm *p, uint32_t rows, uint32_t rank, bool magnitudes, bool full);
 size_t bxn_attention_train_bytes(const bxn_attention *p, uint32_t rows, uint32_t rank, bool full);
 size_t bxn_moe_train_bytes(const bxn_moe *p, uint32_t rows, uint32_t rank, bool full);

@@ -336,7 +336,7 @@ static bitaxon_status top_backward(run *r)
     float *out = normed ? b->dtop : b->dx;
     bxn_pad_rows(out, r->ld, r->dim, rows);
     bitaxon_status status = bxn_linear_backward(&r->pass, &model->output_proj, normed ? b->n : top, r->ld, b->s, b->ld_s,
-                                                b->ds, b->ld_s, rows, 0, out, r->ld, false);
+                                                b->ds, b->ld_s, rows, out, r->ld, false);
     if (status != BITAXON_OK || !normed)
         return status;
     memset(b->dx, 0, rows * r->ld * sizeof *b->dx);
@@ -359,7 +359,7 @@ static bitaxon_status bottom_backward(run *r)
     bxn_pad_rows(b->ds, b->ld_s, model->input_proj.cols, rows);
     if (status == BITAXON_OK)
         status = bxn_linear_backward(&r->pass, &model->input_proj, b->s, b->ld_s, stream_at(r, 0), r->ld, b->dx, r->ld,
-                                     rows, 0, embedding ? b->ds : NULL, b->ld_s, false);
+                                     rows, embedding ? b->ds : NULL, b->ld_s, false);
     return status == BITAXON_OK && embedding ? embed_backward(r) : status;
 }
 

@@ -107,7 +107,7 @@ static bitaxon_status run_tile(loss_context *c)
     if (status != BITAXON_OK || c->coefficient == NULL)
         return status;
     bxn_pad_rows(c->logits, c->ld_v, head->rows, c->count);
-    status = bxn_linear_backward(pass, head, c->rows, c->ld_s, NULL, 0, c->logits, c->ld_v, c->count, 0, c->dx,
+    status = bxn_linear_backward(pass, head, c->rows, c->ld_s, NULL, 0, c->logits, c->ld_v, c->count, c->dx,
                                  c->ld_s, false);
     return status == BITAXON_OK ? bxn_rows_run(&pass->exec, c->count, scatter_task, c) : status;
 }

@@ -273,6 +273,7 @@ int cmd_eval(int argc, char **argv)
     int code = TOOL_OK;
     tool_progress_init(&state.progress);
     if (!tool_parse(&usage, options, argc, argv, &first, &code)) {
+        tool_list_free(&args.model.adapters);
         return code;
     }
     code = tool_model_args_check(usage.command, &args.model);

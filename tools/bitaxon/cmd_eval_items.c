@@ -238,8 +238,9 @@ static int score_choices(items_state *state, size_t i)
     const json_t *record = state->items->records[i];
     const json_t *choices = json_object_get(record, "choices");
     size_t right = (size_t)json_integer_value(json_object_get(record, "answer"));
-    size_t best = 0;
-    size_t best_normalised = 0;
+    /* None, when every choice is impossible: never the right one. */
+    size_t best = json_array_size(choices);
+    size_t best_normalised = best;
     double most = -INFINITY;
     double most_normalised = -INFINITY;
     bitaxon_error error = BITAXON_ERROR_INIT;
@@ -285,9 +286,9 @@ static int score_choices(items_state *state, size_t i)
     state->correct_normalised += best_normalised == right;
     state->chance += 1.0 / (double)json_array_size(choices);
     if (best != right) {
-        const json_t *taken = json_array_get(choices, best);
-        note_failure(state, i, json_array_get(choices, right), json_string_value(taken),
-                     json_string_length(taken), scores);
+        const json_t *taken = json_array_get(choices, best); /* NULL: none */
+        note_failure(state, i, json_array_get(choices, right),
+                     taken != NULL ? json_string_value(taken) : "", json_string_length(taken), scores);
     } else {
         json_decref(scores);
     }
