@@ -132,7 +132,7 @@ static void test_params(void **state)
     BAD(INVALID_ARGUMENT, objective, 3);
     BAD(MISMATCH, objective, BITAXON_OBJECTIVE_ORPO);
     BAD(MISMATCH, validation, pairs);
-    BAD(UNSUPPORTED, flags, 16);
+    BAD(UNSUPPORTED, flags, 32);
     BAD(INVALID_ARGUMENT, targets, "nothing_of_the_kind");
     BAD(INVALID_ARGUMENT, targets, " , ");
     BAD(INVALID_ARGUMENT, rank, 257);
