@@ -582,9 +582,9 @@ static void release(train_state *state)
 
 int cmd_train(int argc, char **argv)
 {
-    train_args args = {.rank = 8, .usual_block = DEFAULT_BLOCK, .blocks = 1, .accumulate = 4, .keep = 3, .epochs = 1,
-                       .learning_rate = 1e-4, .weight_decay = 0.01, .max_norm = 1, .beta = 0.1,
-                       .lambda = 1, .save_every = 500, .seed = 42};
+    train_args args = {.rank = 8, .usual_block = DEFAULT_BLOCK, .blocks = 1, .accumulate = 4,
+                       .keep = 3, .epochs = 1, .learning_rate = 1e-4, .weight_decay = 0.01,
+                       .max_norm = 1, .beta = 0.1, .lambda = 1, .save_every = 500, .seed = 42};
     const tool_option options[] = {
         TOOL_TEXT("output", 'o', "DIR", &args.output, "where everything goes"),
         TOOL_FLAG("resume", 0, &args.resume, "go on from the newest checkpoint in DIR"),
