@@ -327,6 +327,59 @@ static void test_counters(void **state)
     assert_int_equal(bxn_counter_add(&plain, 130), 30);
 }
 
+/* Graded: the share of rest by temperature, within WARM and because of the temperature only. */
+static void test_graded(void **state)
+{
+    (void)state;
+    static const struct {
+        double celsius;
+        uint32_t permille;
+    } steps[] = {
+        {74.9, 0},  {75, 0},    {80, 0},    {80.5, 90}, {81, 180},  {82.5, 450}, {84, 720},
+        {84.999, 899}, {85, 0}, {79.9, 0}, {83, 540},  {78, 0},    {71, 0},     {95, 0},
+    };
+    bitaxon_thermal_params params = {.struct_size = sizeof params,
+                                     .flags = BITAXON_THERMAL_GRADED | BITAXON_THERMAL_EARLY |
+                                              BITAXON_THERMAL_MAINS_ONLY};
+    machine m = machine_of(&params), plain = machine_of(NULL);
+    uint32_t last = 0;
+    for (int32_t mc = 60000; mc < 100000; mc += 50) { /* never less when it is hotter, never all */
+        uint32_t rest = bxn_policy_rest(&m.policy, mc);
+        assert_true(rest >= last && rest <= BXN_REST_MOST);
+        last = rest;
+    }
+    assert_int_equal(last, BXN_REST_MOST);
+    for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
+        bxn_decision d = feel(&m, 30, steps[i].celsius), half = feel(&plain, 30, steps[i].celsius);
+        assert_int_equal(d.rest_permille, steps[i].permille);
+        assert_false(d.narrow);
+        assert_int_equal(d.band, half.band);
+        assert_int_equal(d.action, half.action);
+        assert_int_equal(half.rest_permille, 0);
+        assert_true(half.narrow == (half.action == BITAXON_THERMAL_NARROW));
+    }
+    /* Silent for a moment: what the last reading asked for. */
+    assert_int_equal(feel(&m, 10, 60).band, BITAXON_BAND_NORMAL);
+    assert_int_equal(feel(&m, 10, 82).rest_permille, 360);
+    bxn_decision d = give(&m, 1, (bitaxon_reading){0});
+    assert_true(d.stale && d.rest_permille == 360);
+    /* Without a temperature that tells how much: fewer threads, as without the flag. */
+    machine p = machine_of(&params);
+    d = give(&p, 1, (bitaxon_reading){.known = BITAXON_READ_PRESSURE, .pressure = 1});
+    assert_true(d.narrow && d.rest_permille == 0);
+    machine t = machine_of(&params);
+    for (int i = 0; i < 12; i++)
+        d = feel(&t, 1, 50 + 2 * i);
+    assert_int_equal(d.reason, BITAXON_REASON_TREND);
+    assert_true(d.narrow && d.rest_permille == 0);
+    /* A pause for another reason is no rest. */
+    assert_int_equal(feel(&p, 10, 83).rest_permille, 540);
+    d = give(&p, 1, (bitaxon_reading){.known = BITAXON_READ_TEMPERATURE | BITAXON_READ_POWER, .temperature_mc = 83000,
+                                      .on_battery = 1});
+    assert_int_equal(d.action, BITAXON_THERMAL_PAUSE);
+    assert_int_equal(d.rest_permille, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -335,7 +388,7 @@ int main(void)
         cmocka_unit_test(test_no_sensor),   cmocka_unit_test(test_pressure_and_throttling),
         cmocka_unit_test(test_trend),       cmocka_unit_test(test_power),
         cmocka_unit_test(test_clock),       cmocka_unit_test(test_bad_params),
-        cmocka_unit_test(test_counters),
+        cmocka_unit_test(test_counters),    cmocka_unit_test(test_graded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -248,6 +248,31 @@ static void test_warm(void **state)
     }
 }
 
+/* Graded, at 82.5 C: 45 percent are rested, whosever the threads are; no bit shows it. */
+static void test_graded(void **state)
+{
+    (void)state;
+    bench b;
+    bench_start(&b, false, &(bitaxon_thermal_params){ .flags = BITAXON_THERMAL_GRADED });
+    bitaxon_trainer *trainer = bench_trainer(&b, false);
+    steps(trainer, 8);
+    outcome want = outcome_of(trainer);
+    bitaxon_trainer_free(trainer);
+    trainer = bench_trainer(&b, true);
+    b.m.mc = 82500;
+    b.m.now += 1000u * (uint64_t)MS;
+    uint64_t began = b.m.now;
+    for (int u = 0; u < 8; u++)
+        step(trainer);
+    double share = (double)b.m.slept / (double)(b.m.now - began);
+    print_message("graded at 82.5 C: rested %.2f\n", share);
+    assert_true(share > 0.40 && share < 0.47);
+    check_outcome(trainer, &want);
+    bitaxon_trainer_free(trainer);
+    outcome_free(&want);
+    bench_end(&b);
+}
+
 /* Half of the time is rested at 50 percent, and what the host does between steps is not work. */
 static void test_duty(void **state)
 {
@@ -273,6 +298,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cool),        cmocka_unit_test(test_pause), cmocka_unit_test(test_stop),
         cmocka_unit_test(test_stop_within), cmocka_unit_test(test_warm),  cmocka_unit_test(test_duty),
+        cmocka_unit_test(test_graded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -3,14 +3,17 @@
  * it generates and learns, and that says what it did and what it cost.
  *
  * Nothing runs by itself: a session asks once per token (and per tile of a prompt), a
- * trainer once per micro-step, and sensors are read at most every sample_ms. The decision is a pure function of the
- * parameters, the readings and the clock:
+ * trainer once per micro-step, and sensors are read at most every sample_ms, from WARM on every 50 ms. The
+ * decision is a pure function of the parameters, the readings and the clock:
  *
  *   band      entered at   left below   what happens
  *   NORMAL    -            -            nothing
  *   WARM      75 C         72 C         a session uses fewer threads, a trainer smaller micro-batches
  *   HOT       85 C         80 C         pause, until the temperature is below the leave mark
  *   CRITICAL  95 C         80 C         BITAXON_THERMAL_STOP, also out of a pause; go on later
+ *
+ * With BITAXON_THERMAL_GRADED WARM costs less: all threads work, and from half way between `warm`
+ * and `hot` on a share of the time is rested that grows with the temperature.
  *
  * A band is entered by any one reading and left after dwell_ms at the earliest. Without a
  * temperature sensor `no_sensor` says what holds; a sensor that had answered and is silent for
@@ -92,12 +95,13 @@ enum {
 
 enum {
     BITAXON_THERMAL_MAINS_ONLY = 1, /* pause while on battery */
-    BITAXON_THERMAL_EARLY = 2       /* act as in WARM when the trend leads to HOT within 10 s */
+    BITAXON_THERMAL_EARLY = 2,      /* act as in WARM when the trend leads to HOT within 10 s */
+    BITAXON_THERMAL_GRADED = 4      /* WARM by temperature: rest more the hotter it is, with all threads */
 };
 
 typedef struct bitaxon_thermal_params {
     uint32_t struct_size;
-    uint32_t flags;              /* BITAXON_THERMAL_MAINS_ONLY, _EARLY */
+    uint32_t flags;              /* BITAXON_THERMAL_MAINS_ONLY, _EARLY, _GRADED */
     const bitaxon_host *host;    /* alloc, free, log and now_ns are used; NULL: defaults; copied */
     /* Thousandths of a degree, 0: the defaults of the table above. Each mark lies below the
      * next: warm_leave < warm < hot_leave or = it, hot_leave < hot < critical,
@@ -106,7 +110,7 @@ typedef struct bitaxon_thermal_params {
     int32_t hot_mc, hot_leave_mc;
     int32_t critical_mc, critical_leave_mc;
     uint32_t dwell_ms;  /* 0: 2000 */
-    uint32_t sample_ms; /* 0: 250; at least 10 */
+    uint32_t sample_ms; /* 0: 250; at least 10; from WARM on 50 at most */
     uint32_t stale_ms;  /* 0: 10000 */
     uint32_t no_sensor; /* BITAXON_NO_SENSOR_* */
     uint32_t duty_percent;   /* 1 to 100 of the time is worked; 0: 100 */
@@ -145,7 +149,7 @@ typedef struct bitaxon_thermal_status {
     uint64_t samples, transitions, throttle_events;
     uint64_t band_ns[4];  /* time spent in each band while asked */
     uint64_t paused_ns;   /* HOT and MAINS_ONLY */
-    uint64_t rested_ns;   /* duty and max_tokens_per_second */
+    uint64_t rested_ns;   /* duty, max_tokens_per_second and GRADED */
     uint64_t energy_uj;   /* used since the policy was created, wraps of counters accounted for */
 } bitaxon_thermal_status;
 

@@ -60,6 +60,22 @@ static bitaxon_status pass(const batch *b, bxn_session *leader, const int32_t *t
     return status;
 }
 
+/* Session i waits as its policy says. The others rest meanwhile: so much less have those after it to wait. */
+static bitaxon_status gate(const batch *b, uint32_t i, bool *slow, bitaxon_error *error)
+{
+    bxn_session *session = b->sessions[i];
+    bxn_mem *clock = &session->thermal->mem;
+    uint64_t began = bxn_now_ns(clock);
+    bitaxon_status status =
+        bxn_thermal_gate(session->thermal, &session->use, 1, &session->cancel, slow, error);
+    uint64_t now = bxn_now_ns(clock), waited = now > began ? now - began : 0;
+    for (uint32_t j = 0; j < i; j++)
+        b->sessions[j]->use.since_ns += waited;
+    for (uint32_t j = i + 1; j < b->count; j++)
+        b->sessions[j]->use.rested_ns += b->sessions[j]->use.since_ns != 0 ? waited : 0;
+    return status;
+}
+
 bitaxon_status bxn_batch_step(bxn_session *const *sessions, uint32_t count, int32_t *tokens, uint32_t *failed,
                               bitaxon_error *error)
 {
@@ -75,7 +91,7 @@ bitaxon_status bxn_batch_step(bxn_session *const *sessions, uint32_t count, int3
         bool slow = false;
         bitaxon_error cause = BITAXON_ERROR_INIT;
         if (session->thermal != NULL)
-            status = bxn_thermal_gate(session->thermal, &session->use, 1, &session->cancel, &slow, &cause);
+            status = gate(&b, i, &slow, &cause);
         narrow = narrow || slow;
         if (status == BITAXON_CANCELLED)
             atomic_store(&session->cancel, 0);

@@ -48,7 +48,14 @@ typedef struct bxn_decision {
     uint32_t band, action, reason;
     bool stale;
     int32_t slope_mc_per_s;
+    uint32_t rest_permille; /* graded: of the time to be rested; the action is NARROW then */
+    bool narrow;            /* fewer threads should work */
 } bxn_decision;
+
+/* The graded share of rest in WARM, in thousandths: none up to half way between the marks of WARM and HOT, from
+ * there on in a straight line to BXN_REST_MOST at the mark of HOT. */
+#define BXN_REST_MOST 900
+uint32_t bxn_policy_rest(const bxn_policy *policy, int32_t mc);
 
 /* One reading (known may be 0) at clock time now_ns. A clock that goes backwards counts as one
  * that stood still. */
@@ -133,8 +140,9 @@ typedef struct bxn_thermal {
 
 /* What one user of a policy remembers between two gates. */
 typedef struct bxn_thermal_use {
-    uint64_t since_ns; /* end of the last gate; 0: none yet */
-    double due_ns;     /* when the next token may begin, for max_tokens_per_second */
+    uint64_t since_ns;  /* end of the last gate; 0: none yet */
+    uint64_t rested_ns; /* since then, with others, which counts as rest; 0 after each gate */
+    double due_ns;      /* when the next token may begin, for max_tokens_per_second */
 } bxn_thermal_use;
 
 bitaxon_status bxn_thermal_init(bxn_thermal *thermal, const bitaxon_thermal_params *params,

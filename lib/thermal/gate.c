@@ -13,6 +13,7 @@
 
 #define MS 1000000u
 #define SLICE_NS (20u * MS)
+#define WARM_SAMPLE_NS (50u * MS) /* HOT is reached through WARM: it is noticed so soon */
 #define LONGEST_REST_NS 10000000000u /* of one gate: a long step at a low duty is not slept out whole */
 
 static void system_sleep(void *user, uint64_t ns)
@@ -45,7 +46,9 @@ static void remember(bxn_thermal *t, uint64_t now, bool changed)
 /* Under the lock: sample when due; true when band or action is another than before. */
 static bool sample(bxn_thermal *t, uint64_t now, bool force)
 {
-    if (t->sampled && !force && now >= t->last_ns && now - t->last_ns < t->sample_ns)
+    bool warm = t->decision.band != BITAXON_BAND_NORMAL;
+    uint64_t wait = warm && t->sample_ns > WARM_SAMPLE_NS ? WARM_SAMPLE_NS : t->sample_ns;
+    if (t->sampled && !force && now >= t->last_ns && now - t->last_ns < wait)
         return false;
     bitaxon_reading reading = {.struct_size = sizeof reading};
     if (t->read == NULL)
@@ -187,27 +190,34 @@ bitaxon_status bxn_thermal_gate(bxn_thermal *t, bxn_thermal_use *use, uint64_t t
     bxn_decision decision = look(t, now, false, &n);
     pthread_mutex_unlock(&t->lock);
     tell(t, &n);
-    while (decision.action == BITAXON_THERMAL_PAUSE) {
+    uint64_t spent = use->since_ns != 0 && began > use->since_ns ? began - use->since_ns : 0;
+    uint64_t rested = use->rested_ns < spent ? use->rested_ns : spent, worked = spent - rested;
+    for (uint64_t waited = rested;;) { /* each look decides anew how long: it cools meanwhile */
+        bool pause = decision.action == BITAXON_THERMAL_PAUSE;
+        uint64_t rest_for = worked / (1000 - decision.rest_permille) * decision.rest_permille;
+        if (!pause && waited >= rest_for)
+            break;
         if (cancelled(cancel))
-            return bxn_fail(error, BITAXON_CANCELLED, "cancelled while the thermal policy paused");
-        t->sleep_ns(t->user, SLICE_NS);
-        uint64_t after = bxn_now_ns(&t->mem);
+            return bxn_fail(error, BITAXON_CANCELLED, "cancelled while the thermal policy %s", pause ? "paused" : "rested");
+        t->sleep_ns(t->user, pause || rest_for - waited > SLICE_NS ? SLICE_NS : rest_for - waited);
+        uint64_t after = bxn_now_ns(&t->mem), passed = after > now ? after - now : 0;
         pthread_mutex_lock(&t->lock);
-        t->paused_ns += after > now ? after - now : 0;
+        *(pause ? &t->paused_ns : &t->rested_ns) += passed;
         decision = look(t, after, false, &n);
         pthread_mutex_unlock(&t->lock);
         tell(t, &n);
+        waited += passed;
         now = after;
     }
     if (decision.action == BITAXON_THERMAL_HALT)
         return halt(t, error);
     if (narrow != NULL)
-        *narrow = decision.action == BITAXON_THERMAL_NARROW;
+        *narrow = decision.narrow;
 
     uint64_t until = 0;
-    if (t->duty_percent < 100 && use->since_ns != 0 && began > use->since_ns) {
-        uint64_t pause = (began - use->since_ns) / t->duty_percent * (100 - t->duty_percent);
-        until = began + (pause < LONGEST_REST_NS ? pause : LONGEST_REST_NS);
+    if (t->duty_percent < 100 && worked != 0) {
+        uint64_t pause = worked / t->duty_percent * (100 - t->duty_percent);
+        until = began - rested + (pause < LONGEST_REST_NS ? pause : LONGEST_REST_NS);
     }
     if (t->max_tokens_per_second > 0) {
         double from = use->since_ns != 0 ? (double)use->since_ns : (double)began;
@@ -218,6 +228,7 @@ bitaxon_status bxn_thermal_gate(bxn_thermal *t, bxn_thermal_use *use, uint64_t t
     if (!rest(t, until, cancel, &t->rested_ns))
         return bxn_fail(error, BITAXON_CANCELLED, "cancelled while the thermal policy rested");
     use->since_ns = bxn_now_ns(&t->mem);
+    use->rested_ns = 0;
     return BITAXON_OK;
 }
 
@@ -228,6 +239,7 @@ bitaxon_status bxn_thermal_rest(bxn_thermal *t, bxn_thermal_use *use, uint64_t n
     if (!rest(t, until, cancel, &t->rested_ns))
         return bxn_fail(error, BITAXON_CANCELLED, "cancelled while the thermal policy rested");
     use->since_ns = bxn_now_ns(&t->mem);
+    use->rested_ns = 0;
     return BITAXON_OK;
 }
 

@@ -67,8 +67,9 @@ bitaxon_status bxn_policy_init(bxn_policy *policy, const bitaxon_thermal_params 
         if (order[i].low > order[i].high || (order[i].low == order[i].high && !order[i].equal))
             return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "%s (%d) must be below %s (%d)",
                             order[i].low_name, order[i].low, order[i].high_name, order[i].high);
-    if ((params->flags & ~(uint32_t)(BITAXON_THERMAL_MAINS_ONLY | BITAXON_THERMAL_EARLY)) != 0)
-        return bxn_fail(error, BITAXON_UNSUPPORTED, "flags are 0x%X, known are 0x3", params->flags);
+    if ((params->flags & ~(uint32_t)(BITAXON_THERMAL_MAINS_ONLY | BITAXON_THERMAL_EARLY | BITAXON_THERMAL_GRADED)) !=
+        0)
+        return bxn_fail(error, BITAXON_UNSUPPORTED, "flags are 0x%X, known are 0x7", params->flags);
     if (params->no_sensor > BITAXON_NO_SENSOR_REFUSE)
         return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "no_sensor is %u, allowed are 0 to 2",
                         params->no_sensor);
@@ -178,6 +179,17 @@ static void follow(const bxn_policy *policy, bxn_policy_state *state, const bita
     enter(state, down);
 }
 
+/* From half way on: a controller in proportion to the temperature settles the nearer to HOT, where more work
+ * is done, the later it begins to rest, and the more unsteadily; docs/thermal.md has the figures. */
+uint32_t bxn_policy_rest(const bxn_policy *policy, int32_t mc)
+{
+    int64_t hot = policy->enter_mc[BITAXON_BAND_HOT];
+    int64_t from = (policy->enter_mc[BITAXON_BAND_WARM] + hot) / 2;
+    if (mc <= from)
+        return 0;
+    return mc >= hot ? BXN_REST_MOST : (uint32_t)((mc - from) * BXN_REST_MOST / (hot - from));
+}
+
 bxn_decision bxn_policy_step(const bxn_policy *policy, bxn_policy_state *state,
                              const bitaxon_reading *given, uint64_t now_ns)
 {
@@ -248,6 +260,10 @@ bxn_decision bxn_policy_step(const bxn_policy *policy, bxn_policy_state *state,
         decision.action = BITAXON_THERMAL_NARROW;
         decision.reason = BITAXON_REASON_TREND;
     }
+    bool graded = (policy->flags & BITAXON_THERMAL_GRADED) && decision.reason == BITAXON_REASON_TEMPERATURE;
+    decision.narrow = decision.action == BITAXON_THERMAL_NARROW && !graded;
+    if (decision.action == BITAXON_THERMAL_NARROW && graded)
+        decision.rest_permille = bxn_policy_rest(policy, state->temperature_mc);
     bool on_battery = state->had_power && state->on_battery != 0;
     if (on_battery && (policy->flags & BITAXON_THERMAL_MAINS_ONLY) && decision.action < BITAXON_THERMAL_PAUSE) {
         decision.action = BITAXON_THERMAL_PAUSE;
@@ -257,6 +273,10 @@ bxn_decision bxn_policy_step(const bxn_policy *policy, bxn_policy_state *state,
         state->had_battery && decision.action < BITAXON_THERMAL_HALT) {
         decision.action = BITAXON_THERMAL_HALT;
         decision.reason = BITAXON_REASON_BATTERY_LOW;
+    }
+    if (decision.action >= BITAXON_THERMAL_PAUSE) {
+        decision.narrow = false;
+        decision.rest_permille = 0;
     }
     return decision;
 }

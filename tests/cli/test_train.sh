@@ -311,6 +311,73 @@ hot="--block 64 --accumulate 2 --threads 2 --sensor-root $dir/sensors"
     check "cool again: bits" cmp "$dir/hot/adapter/adapters.safetensors" "$dir/heat/adapter/adapters.safetensors"
 }
 
+# ---- presets, energy ---------------------------------------------------------------------
+
+supply="$dir/sensors/sys/class/power_supply"
+power="$dir/sensors/sys/class/powercap/intel-rapl:0"
+tree="--threads 2 --sensor-root $dir/sensors"
+# share PART WHOLE LEAST MOST : whether PART / WHOLE lies there.
+share() { awk -v p="$1" -v w="$2" -v l="$3" -v m="$4" 'BEGIN { exit !(w > 0 && p / w >= l && p / w <= m) }'; }
+# rested DIR LEAST : whether updates rested at least that share of their time (a busy machine sleeps too long).
+rested() {
+    sed 's/.*"seconds":\([0-9.e-]*\),"paused_seconds":\([0-9.e-]*\).*/\1 \2/' "$1/metrics.jsonl" |
+        awk -v least="$2" '{ all += $1; rest += $2 } END { exit !(all > 0 && rest >= least * all && rest < all) }'
+}
+# shellcheck disable=SC2086
+{
+    sed 's/_dim": 32/_dim": 128/; s/model": 32/model": 128/; s/1024/2048/' "$dir/tiny.json" >"$dir/mid.json"
+    run new --config "$dir/mid.json" --seed 1 --tokenizer "$tokenizer" "$dir/mid"
+    check "a model that reads 2048 tokens" exits 0
+    trains "usual memory" "$dir/mid" "$sft" -o "$dir/usual" $tree --steps 1 --json
+    usual=$(json bytes)
+    trains "low-memory" "$dir/mid" "$sft" -o "$dir/low" $tree --steps 1 --preset low-memory --json
+    check "low-memory needs at most a third" share "$(json bytes)" "$usual" 0.001 0.333
+    check "low-memory: what it stands for" grep -q '1 of 8 x 1 blocks of up to 256 tokens' "$err"
+    check "low-memory: rank 4" grep -q 'DoRA of rank 4' "$err"
+    trains "low-memory, but" "$model" "$sft" -o "$dir/low-but" $tree --steps 1 --preset low-memory --rank 2 \
+        --block 64 --accumulate 3
+    check "low-memory, but what is given" grep -q '1 of 3 x 1 blocks of up to 64 tokens' "$err"
+    check "low-memory, but that rank" grep -q 'DoRA of rank 2' "$err"
+
+    mkdir -p "$supply/BAT0" "$power"
+    echo Battery >"$supply/BAT0/type"
+    echo Discharging >"$supply/BAT0/status"
+    echo 60 >"$supply/BAT0/capacity"
+    echo package-0 >"$power/name"
+    echo 1000000000 >"$power/max_energy_range_uj"
+    echo 0 >"$power/energy_uj"
+    n=0
+    while n=$((n + 7000)) && [ $n -lt 7000000 ]; do # 7 mJ every 10 ms, for 10 s
+        echo $n >"$power/energy_uj.new" && mv "$power/energy_uj.new" "$power/energy_uj"
+        sleep 0.01
+    done &
+    meter=$!
+    trains "battery" "$model" "$sft" -o "$dir/battery" $hot --steps 20 --preset battery --json
+    check "battery: half of the time" rested "$dir/battery" 0.43
+    trains "energy" "$model" "$sft" -o "$dir/energy" $hot --steps 20
+    kill $meter
+    check "energy of an update" grep -q '"joules":0\.' "$dir/energy/metrics.jsonl"
+    check "energy in the summary" grep -q '^energy .* J, .* J/token (RAPL package-0)' "$out"
+    check "temperature in the table" grep -q '^temperature .* C, at most .* C (x86_pkg_temp), NORMAL' "$out"
+    echo 20 >"$supply/BAT0/capacity"
+    fails "battery: low" 1 "on battery at 20 percent, the floor is 20" "$model" "$sft" -o "$dir/empty" $hot \
+        --steps 3 --preset battery
+    trains "battery: another floor" "$model" "$sft" -o "$dir/empty" $hot --steps 3 --resume --preset battery \
+        --battery-floor 10 --power 100
+    fails "battery and mains only" 2 "exclude" "$model" "$sft" -o "$nowhere" --preset battery --mains-only
+    fails "battery without a policy" 2 "exclude" "$model" "$sft" -o "$nowhere" --preset battery --no-thermal
+    fails "unknown preset" 2 "'fast' is not low-memory, battery" "$model" "$sft" -o "$nowhere" --preset fast
+    rm -r "$supply" "$power"
+    echo 82600 >"$zone/temp"
+    trains "warm: graded" "$model" "$sft" -o "$dir/graded" $hot --steps 20 --json
+    check "warm: rests as its temperature asks" rested "$dir/graded" 0.36
+    echo 50000 >"$zone/temp"
+    run run "$dir/full-sft/model" Hello --max-tokens 3 --sensor-root "$dir/sensors" --battery --stats
+    check "run --battery" grep -q 'rested' "$err"
+    run run "$model" Hello --battery --no-thermal
+    check "run --battery --no-thermal" exits 2
+}
+
 # ---- files, read by others ---------------------------------------------------------------
 
 if command -v python3 >/dev/null 2>&1; then

@@ -408,6 +408,7 @@ int cmd_chat(int argc, char **argv)
         TOOL_ADAPTER_OPTIONS(&args.model),
         TOOL_MODEL_OPTIONS(&args.model),
         TOOL_NO_THERMAL_OPTION(&args.thermal),
+        TOOL_BATTERY_OPTION(&args.thermal),
         TOOL_THERMAL_OPTIONS(&args.thermal),
         TOOL_FLAG("stats", 0, &args.stats,
                   "tokens and tokens/s after each answer, on standard\n"

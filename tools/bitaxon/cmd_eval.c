@@ -130,6 +130,9 @@ static void report(const eval_state *state, const char *path, size_t text_bytes,
         tool_json_set_real(object, "bits_per_byte", bits);
         tool_json_set_real(object, "seconds", state->seconds);
         tool_json_set_real(object, "tokens_per_second", speed);
+        if (state->thermal != NULL) {
+            tool_thermal_json(object, state->thermal, NULL);
+        }
         tool_json_print(object);
         return;
     }
@@ -141,6 +144,7 @@ static void report(const eval_state *state, const char *path, size_t text_bytes,
     tool_out("windows        %llu of %llu tokens, every %llu\n", (unsigned long long)state->windows,
              (unsigned long long)state->context, (unsigned long long)state->stride);
     tool_out("time           %.1f s, %.1f tokens/s\n", state->seconds, speed);
+    tool_thermal_report(state->thermal, state->work_total);
 }
 
 static int open_session(eval_state *state, const char *path)

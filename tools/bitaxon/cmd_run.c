@@ -417,6 +417,7 @@ int cmd_run(int argc, char **argv)
         TOOL_ADAPTER_OPTIONS(&args.model),
         TOOL_MODEL_OPTIONS(&args.model),
         TOOL_NO_THERMAL_OPTION(&args.thermal),
+        TOOL_BATTERY_OPTION(&args.thermal),
         TOOL_THERMAL_OPTIONS(&args.thermal),
         {TOOL_KIND_U32, "logprobs", 0, "N", "with --json: N likeliest candidates of each token",
          &args.logprobs, 0, 64, &args.logprobs_given},

@@ -55,8 +55,25 @@ static int32_t choose(const char *option, const char *word, const char *const *w
 
 static const char *const methods[] = {"lora", "dora", "full", NULL};
 static const char *const objectives[] = {"sft", "orpo", NULL};
+static const char *const presets[] = {"low-memory", "battery", NULL};
 static const char *const masks[] = {"content", "reference", "all", NULL};
 static const char *const optimizers[] = {"adamw", "muon", NULL};
+
+/* A preset sets what is not given otherwise. */
+static int apply_preset(train_args *args)
+{
+    enum { LOW_MEMORY = 1, BATTERY = 2, RANK = 4, BLOCK = 256, ACCUMULATE = 8 };
+    int32_t preset = choose("preset", args->preset, presets, 0);
+    if (preset == LOW_MEMORY) {
+        bool adapter = args->adapter == NULL && !args->rank_given;
+        args->rank = adapter ? (uint32_t)RANK : args->rank;
+        args->usual_block = BLOCK;
+        args->accumulate = args->accumulate_given ? args->accumulate : (uint32_t)ACCUMULATE;
+    }
+    args->thermal.battery = preset == BATTERY;
+    args->thermal.graded = true;
+    return preset < 0 ? TOOL_USAGE : TOOL_OK;
+}
 
 /* What excludes what, before anything is opened. */
 static int check_args(const train_args *args, bitaxon_trainer_params *p, int32_t *mask)
@@ -260,9 +277,9 @@ static int open_all(train_state *state, int32_t mask)
         return tool_error("--block: %u is more than the model's max_seq_len of %lld",
                           (unsigned)args->block, (long long)longest);
     }
-    p->block_tokens = args->block != 0          ? args->block
-                      : longest < DEFAULT_BLOCK ? (uint32_t)longest
-                                                : DEFAULT_BLOCK;
+    p->block_tokens = args->block != 0              ? args->block
+                      : longest < args->usual_block ? (uint32_t)longest
+                                                    : args->usual_block;
     code = open_data(state, args->data, mask, p->block_tokens, &state->data);
     if (code == TOOL_OK && args->validation != NULL) {
         code = open_data(state, args->validation, mask, p->block_tokens, &state->validation);
@@ -510,12 +527,7 @@ static void report(const train_state *state, const char *result, double seconds)
         tool_out("left out       %s updates that were not finite\n",
                  tool_count_text(state->info.skipped_steps, number));
     }
-    if (state->paused_ns >= 50000000) {
-        tool_out("paused         %.1f s\n", (double)state->paused_ns / 1e9);
-    }
-    if (state->energy_uj != 0) {
-        tool_out("energy         %.1f J\n", (double)state->energy_uj / 1e6);
-    }
+    tool_thermal_report(state->thermal, state->read);
     if (result != NULL) {
         tool_out("%-14s %s\n", state->params.method == BITAXON_TRAIN_FULL ? "model" : "adapter",
                  result);
@@ -570,9 +582,9 @@ static void release(train_state *state)
 
 int cmd_train(int argc, char **argv)
 {
-    train_args args = {.rank = 8, .blocks = 1, .accumulate = 4, .keep = 3, .epochs = 1,
-                       .learning_rate = 1e-4, .weight_decay = 0.01, .max_norm = 1, .beta = 0.1,
-                       .lambda = 1, .save_every = 500, .seed = 42};
+    train_args args = {.rank = 8, .usual_block = DEFAULT_BLOCK, .blocks = 1, .accumulate = 4,
+                       .keep = 3, .epochs = 1, .learning_rate = 1e-4, .weight_decay = 0.01,
+                       .max_norm = 1, .beta = 0.1, .lambda = 1, .save_every = 500, .seed = 42};
     const tool_option options[] = {
         TOOL_TEXT("output", 'o', "DIR", &args.output, "where everything goes"),
         TOOL_FLAG("resume", 0, &args.resume, "go on from the newest checkpoint in DIR"),
@@ -608,8 +620,12 @@ int cmd_train(int argc, char **argv)
                  "tokens of a block; longer examples are cut (default: 2048,\n"
                  "at most max_seq_len)"),
         TOOL_U32("blocks", 0, &args.blocks, 1, 65536, "blocks or pairs at once (default: 1)"),
-        TOOL_U32("accumulate", 0, &args.accumulate, 1, 65536,
-                 "so many times --blocks make an update (default: 4)"),
+        {TOOL_KIND_U32, "accumulate", 0, "N", "so many times --blocks make an update (default: 4)",
+         &args.accumulate, 1, 65536, &args.accumulate_given},
+        TOOL_TEXT("preset", 0, "NAME", &args.preset,
+                  "low-memory: --rank 4 --block 256 --accumulate 8;\n"
+                  "battery: --power 50 --battery-floor 20; options that are\n"
+                  "given hold instead"),
         TOOL_TEXT("mask", 0, "NAME", &args.mask,
                   "what counts: content (of answers), reference or all\n(default: content)"),
         TOOL_FLAG("no-isolation", 0, &args.no_isolation, "examples run on into each other"),
@@ -653,6 +669,9 @@ int cmd_train(int argc, char **argv)
     args.model_path = argv[first];
     args.data = argv[first + 1];
     code = tool_model_args_check(usage.command, &args.model);
+    if (code == TOOL_OK) {
+        code = apply_preset(&args);
+    }
     if (code == TOOL_OK) {
         code = check_args(&args, &state.params, &mask);
     }

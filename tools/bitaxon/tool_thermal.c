@@ -30,6 +30,8 @@ void tool_thermal_marks(const tool_thermal *options, double marks[3])
     marks[2] = options->stop != 0 ? options->stop : 95;
 }
 
+enum { BATTERY_POWER = 50, BATTERY_FLOOR = 20 };
+
 static bitaxon_thermal *create(const tool_thermal *options, bool tell, int *code)
 {
     bitaxon_error error = BITAXON_ERROR_INIT;
@@ -41,9 +43,13 @@ static bitaxon_thermal *create(const tool_thermal *options, bool tell, int *code
     params.warm_mc = milli(lowered_warm(options));
     params.hot_mc = milli(options->pause);
     params.critical_mc = milli(options->stop);
-    params.flags = options->mains_only ? BITAXON_THERMAL_MAINS_ONLY : 0;
-    params.duty_percent = options->power;
-    params.battery_floor = options->battery_floor;
+    params.flags = (options->mains_only ? BITAXON_THERMAL_MAINS_ONLY : 0) |
+                   (options->graded ? BITAXON_THERMAL_GRADED : 0);
+    params.duty_percent =
+        options->battery && options->power == 0 ? (uint32_t)BATTERY_POWER : options->power;
+    params.battery_floor = options->battery && options->battery_floor == 0
+                               ? (uint32_t)BATTERY_FLOOR
+                               : options->battery_floor;
     params.max_tokens_per_second = options->max_rate;
     params.sensor = options->sensor;
     params.root = options->root;
@@ -62,6 +68,10 @@ int tool_thermal_open(const tool_thermal *options, bitaxon_thermal **thermal)
     bool asked = options->warm != 0 || options->pause != 0 || options->stop != 0 || options->sensor != NULL ||
                  options->root != NULL;
     int code = TOOL_OK;
+    *thermal = NULL;
+    if (options->battery && (options->off || options->mains_only)) {
+        return tool_usage_error("", "the settings for battery exclude --no-thermal and --mains-only");
+    }
     *thermal = options->off ? NULL : create(options, asked, &code);
     return code;
 }
@@ -156,6 +166,33 @@ void tool_thermal_short(bitaxon_thermal *thermal, char buffer[TOOL_NUMBER_BYTES]
     buffer[0] = '\0';
     if (s.known & BITAXON_READ_TEMPERATURE) {
         snprintf(buffer, TOOL_NUMBER_BYTES, "%.0f C %s", s.temperature_mc / 1000.0, tool_band_name(s.band));
+    }
+}
+
+void tool_thermal_report(bitaxon_thermal *thermal, uint64_t tokens)
+{
+    if (thermal == NULL) {
+        return;
+    }
+    bitaxon_thermal_status s = status_of(thermal);
+    if (s.known & BITAXON_READ_TEMPERATURE) {
+        char *source = tool_thermal_text(thermal, "temperature_source");
+        tool_out("temperature    %.1f C, at most %.1f C (%s), %s\n", s.temperature_mc / 1000.0,
+                 s.max_temperature_mc / 1000.0, source, tool_band_name(s.band));
+        free(source);
+    }
+    if (s.paused_ns + s.rested_ns >= 50000000) {
+        tool_out("paused         %.1f s, rested %.1f s\n", (double)s.paused_ns / 1e9,
+                 (double)s.rested_ns / 1e9);
+    }
+    if (s.known & BITAXON_READ_ENERGY) {
+        char *source = tool_thermal_text(thermal, "energy_source");
+        tool_out("energy         %.1f J", (double)s.energy_uj / 1e6);
+        if (tokens != 0) {
+            tool_out(", %.3g J/token", (double)s.energy_uj / 1e6 / (double)tokens);
+        }
+        tool_out(" (%s)\n", source);
+        free(source);
     }
 }
 

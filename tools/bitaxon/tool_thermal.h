@@ -16,6 +16,8 @@ typedef struct tool_thermal {
     const char *sensor;
     const char *root; /* of the tree of sensor files; for looking at another machine's, and tests */
     bool off;         /* --no-thermal, of the commands that compute */
+    bool battery;     /* half of the time, and stop at 20 percent, where nothing else is given */
+    bool graded;      /* slower by resting more the hotter it is; training does so */
 } tool_thermal;
 
 /* Rows of a command's option table. */
@@ -40,6 +42,9 @@ typedef struct tool_thermal {
 #define TOOL_NO_THERMAL_OPTION(t)                                                                  \
     TOOL_FLAG("no-thermal", 0, &(t)->off, "pay no regard to temperature and power")
 
+#define TOOL_BATTERY_OPTION(t)                                                                     \
+    TOOL_FLAG("battery", 0, &(t)->battery, "the same as --power 50 --battery-floor 20")
+
 /* NULL and *code after a message when the options do not fit each other. */
 bitaxon_thermal *tool_thermal_create(const tool_thermal *options, int *code);
 /* For a command that computes: *thermal is NULL with --no-thermal. Without any option the defaults
@@ -58,6 +63,9 @@ char *tool_thermal_text(bitaxon_thermal *thermal, const char *key);
 void tool_thermal_json(json_t *object, bitaxon_thermal *thermal, const bitaxon_stats *stats);
 /* "52.3 C NORMAL" for progress lines; empty when no temperature is known. */
 void tool_thermal_short(bitaxon_thermal *thermal, char buffer[TOOL_NUMBER_BYTES]);
+/* Lines of a table on standard output: temperature, pauses, energy, of which `tokens` have each a
+ * part; what is not known is left out. thermal may be NULL. */
+void tool_thermal_report(bitaxon_thermal *thermal, uint64_t tokens);
 /* A line for a summary on standard error: temperature, pauses, energy and where it was read; nothing
  * when nothing is known and nothing was done. thermal may be NULL. */
 void tool_thermal_summary(bitaxon_thermal *thermal, const bitaxon_stats *stats);
