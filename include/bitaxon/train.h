@@ -54,7 +54,7 @@ typedef struct bitaxon_trainer_params {
     uint64_t warmup;             /* updates in which the rate rises */
     uint64_t seed;
     double learning_rate;        /* highest; 0: 1e-4 */
-    double min_learning_rate;    /* at the end of the cosine */
+    double min_learning_rate;    /* what the cosine would reach after the last step */
     double other_learning_rate;  /* MUON: highest of what AdamW takes; 0: learning_rate */
     double weight_decay;         /* 0: 0.01; negative: none */
     double max_norm;             /* of the gradient, else it is shortened; 0: 1; negative: any */
@@ -140,7 +140,8 @@ BITAXON_API bitaxon_status bitaxon_trainer_step(bitaxon_trainer *trainer, bitaxo
 BITAXON_API bitaxon_status bitaxon_trainer_evaluate(bitaxon_trainer *trainer, uint64_t max_micro_steps,
                                                     bitaxon_train_result *result, bitaxon_error *error);
 
-/* Ends the step or evaluation at work, or the next one.  Thread: any-thread.  Since: 0.1 */
+/* Ends the step or evaluation at work, or the next one; a step that ends well at that moment has spent it.
+ * Safe in a signal handler.  Thread: any-thread.  Since: 0.1 */
 BITAXON_API void bitaxon_trainer_cancel(bitaxon_trainer *trainer);
 
 /* Write DIRECTORY/step_NNNNNNNN: adapter or weights, moments, state, history, checksums; it appears whole or
