@@ -331,6 +331,21 @@ check "bench --json: shares" bench_sane 6
 check "bench --json: threads" test "$(json threads)" = 2
 check "bench --json: only what was asked" sh -c '! grep -q "\"key\": \"\(open\|idle\|read_1\)\"" "$1"' \
     sh "$out"
+rapl="$dir/rapl/sys/class/powercap/intel-rapl:0"
+mkdir -p "$rapl"
+echo package-0 >"$rapl/name"
+echo 0 >"$rapl/energy_uj"
+n=0
+while n=$((n + 5000)) && [ $n -lt 5000000 ]; do # 5 mJ every 10 ms, for 10 s
+    echo $n >"$rapl/energy_uj.new" && mv "$rapl/energy_uj.new" "$rapl/energy_uj"
+    sleep 0.01
+done &
+meter=$!
+run bench "$dir/q4" --rounds 25 --lengths 16,64 --only decode --sensor-root "$dir/rapl" --threads 2
+check "bench: energy of a token" grep -q '^  energy (RAPL) .* J/token' "$out"
+kill $meter
+run bench "$dir/q4" --rounds 1 --lengths 16 --only decode --sensor-root "$dir/nothing"
+check "bench: no energy without a counter" sh -c '! grep -q "J/token" "$1"' sh "$out"
 run bench "$dir/q4" --rounds 1 --lengths 16 --only prefill --markdown
 check "bench --markdown" grep -q '^| prefill, 16 tokens |' "$out"
 run bench "$dir/q4" --lengths 16,9000 --only prefill --rounds 1

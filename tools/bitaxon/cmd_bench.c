@@ -451,6 +451,21 @@ static int execute(bench_run *run)
     return code;
 }
 
+/* RAPL alone: a battery tells energy in steps of minutes. */
+static void open_meter(bench_run *run)
+{
+    char source[160] = "";
+    bitaxon_thermal_params params = {.struct_size = sizeof params, .sample_ms = 10,
+                                     .root = run->args->root};
+    bool known = bitaxon_thermal_create(&params, &run->meter, NULL) == BITAXON_OK &&
+                 bitaxon_thermal_info(run->meter, "energy_source", source, sizeof source, NULL,
+                                      NULL) == BITAXON_OK;
+    if (!known || strncmp(source, "RAPL ", 5) != 0) {
+        bitaxon_thermal_free(run->meter);
+        run->meter = NULL;
+    }
+}
+
 int cmd_bench(int argc, char **argv)
 {
     bench_args args = {0};
@@ -467,6 +482,8 @@ int cmd_bench(int argc, char **argv)
         TOOL_TEXT("compare-model", 0, "GGUF", &args.compare_model, "the model for it"),
         TOOL_KV_OPTION(&args.model, "f16"),
         TOOL_MODEL_OPTIONS(&args.model),
+        TOOL_TEXT("sensor-root", 0, "DIR", &args.root,
+                  "look for energy counters in sys/class below DIR (default /)"),
         TOOL_FLAG("json", 0, &args.json, "print one JSON object"),
         TOOL_FLAG("markdown", 0, &args.markdown, "print Markdown tables"),
         TOOL_OPTIONS_END};
@@ -508,6 +525,7 @@ int cmd_bench(int argc, char **argv)
     if (args.max_seconds != 0) {
         start_alarm(args.max_seconds);
     }
+    open_meter(&run);
     code = execute(&run);
     if (code == TOOL_OK) {
         bench_report(&run);
@@ -515,6 +533,7 @@ int cmd_bench(int argc, char **argv)
     bench_batch_free(&run);
     bitaxon_session_free(run.session);
     bitaxon_model_free(run.model);
+    bitaxon_thermal_free(run.meter);
     bench_buffer_drop(&run);
     return code == TOOL_OK && tool_signal() != 0 ? 128 + tool_signal() : code;
 }

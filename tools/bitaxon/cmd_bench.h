@@ -45,7 +45,8 @@ typedef enum bench_unit {
     BENCH_PERCENT,
     BENCH_READ, /* bytes per second */
     BENCH_FLOPS,
-    BENCH_OPS
+    BENCH_OPS,
+    BENCH_JOULES /* per token */
 } bench_unit;
 
 /* One limit of the machine. */
@@ -85,6 +86,7 @@ typedef struct bench_args {
     const char *compare_model;
     uint64_t max_seconds;
     uint32_t rounds;
+    const char *root; /* where sys/class is looked for; NULL: / */
     bool quick;
     bool json;
     bool markdown;
@@ -124,6 +126,7 @@ typedef struct bench_run {
     char *buffer; /* for reading, or NULL */
     size_t buffer_bytes;
     bitaxon_model *model;
+    bitaxon_thermal *meter;   /* of energy, RAPL's; NULL: there is none. No session is under it */
     bitaxon_session *session; /* the one sequence */
     bitaxon_session *batch[BITAXON_BATCH_MAX];
     uint32_t batch_count;

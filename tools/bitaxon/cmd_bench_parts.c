@@ -412,6 +412,15 @@ int bench_measure_prefill(bench_run *run, uint64_t length, uint32_t rounds, bool
 
 /* ---- decode -------------------------------------------------------------------------------------- */
 
+/* Joules so far; 0 without a meter. */
+static double joules(const bench_run *run)
+{
+    bitaxon_thermal_status s = {.struct_size = sizeof s};
+    return run->meter != NULL && bitaxon_thermal_sample(run->meter, &s, NULL) == BITAXON_OK
+               ? (double)s.energy_uj / 1e6
+               : 0;
+}
+
 int bench_measure_decode(bench_run *run, uint64_t context, const char *key, const char *name,
                          uint32_t rounds)
 {
@@ -419,6 +428,11 @@ int bench_measure_decode(bench_run *run, uint64_t context, const char *key, cons
     bench_row *row = bench_row_add(run, BENCH_TOKENS, key, "%s", name);
     row->rate_unit = BENCH_READ;
     row->limit_name = "read, best streams";
+    char energy_key[32];
+    snprintf(energy_key, sizeof energy_key, "%.20s_energy", key);
+    bench_row *energy = bench_row_add(run, BENCH_JOULES, energy_key, "  energy (RAPL)");
+    double used = 0;
+    uint64_t metered = 0;
     uint64_t need = (uint64_t)rounds * (DECODE_TOKENS + 1);
     uint64_t at = bitaxon_session_position(run->session);
     bool full = context >= run->facts.window; /* then any later position is as good */
@@ -456,6 +470,7 @@ int bench_measure_decode(bench_run *run, uint64_t context, const char *key, cons
         double limit = bench_read_now(run);
         double bytes = 0;
         bench_watch(run->session);
+        double before = joules(run);
         uint64_t start = tool_now_ns();
         for (int t = 0; t < DECODE_TOKENS && status == BITAXON_OK; t++) {
             int32_t token;
@@ -470,7 +485,12 @@ int bench_measure_decode(bench_run *run, uint64_t context, const char *key, cons
             bench_add(&row->rate, bytes / seconds);
             bench_add(&row->limit, limit);
             run->decode_rate = DECODE_TOKENS / seconds;
+            used += joules(run) - before;
+            metered += DECODE_TOKENS;
         }
+    }
+    if (used > 0) { /* of all rounds together: the counter's steps are coarse */
+        bench_add(&energy->value, used / (double)metered);
     }
     return outcome(run, status, &error);
 }

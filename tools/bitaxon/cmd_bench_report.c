@@ -40,13 +40,16 @@ static void format_value(char *buffer, size_t capacity, bench_unit unit, double 
     case BENCH_OPS:
         snprintf(buffer, capacity, "%.1f Gop/s", value * 1e-9);
         break;
+    case BENCH_JOULES:
+        snprintf(buffer, capacity, "%.3g J/token", value);
+        break;
     }
 }
 
 static const char *unit_name(bench_unit unit)
 {
     static const char *const names[] = {"tokens/s", "s", "bytes", "ratio", "percent",
-                                        "bytes/s", "flop/s", "op/s"};
+                                        "bytes/s", "flop/s", "op/s", "J/token"};
     return names[unit];
 }
 

@@ -390,6 +390,7 @@ static void report_text(const items_state *state, uint64_t n, double speed)
         tool_out("chance         %.4f\n", state->chance / (double)n);
     }
     tool_out("time           %.1f s, %.1f questions/s\n", state->eval->seconds, speed);
+    tool_thermal_report(state->eval->thermal, state->tokens);
     for (size_t i = 0; i < json_array_size(state->failures); i++) {
         const json_t *failure = json_array_get(state->failures, i);
         char *wanted = json_dumps(json_object_get(failure, "expected"), JSON_ENCODE_ANY);
@@ -430,6 +431,9 @@ static void report(items_state *state, uint64_t n)
     tool_json_set_real(object, "questions_per_second", speed);
     if (args->show != 0) {
         tool_json_set(object, "failures", json_incref(state->failures));
+    }
+    if (state->eval->thermal != NULL) {
+        tool_thermal_json(object, state->eval->thermal, NULL);
     }
     tool_json_print(object);
 }
