@@ -9,7 +9,8 @@ set -eu
 build="build-essential cmake pkg-config libjansson-dev libpcre2-dev libutf8proc-dev
 libxxhash-dev libedit-dev"
 tests="libcmocka-dev"
-gates="abigail-tools python3 python3-regex" # a gate without its tool prints a SKIP line
+gates="abigail-tools python3 python3-regex libopenmpi-dev openmpi-bin mpich libmpich-dev
+iproute2" # a check without its tool prints a SKIP line
 full="clang valgrind qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross"   # make test-full
 
 # missing [tests]

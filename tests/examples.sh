@@ -84,6 +84,7 @@ else
 fi
 
 # None is left out, none is long.
+echo finetune_mpi >>"$tmp/run" # by mpi.sh
 ls "$root"/examples/*.c "$root"/examples/*.py | sed 's|.*/||; s|\..*||' | sort >"$tmp/there"
 sort -u "$tmp/run" >"$tmp/done"
 same examples/all "$tmp/there" "$tmp/done" "examples there (left) and run (right)"
