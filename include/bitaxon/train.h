@@ -63,7 +63,10 @@ typedef struct bitaxon_trainer_params {
     int32_t optimizer;           /* 0: ADAMW; MUON with FULL only */
     float orpo_beta;             /* inside the sigmoid; 0: 0.1 */
     float orpo_lambda;           /* weight of the odds ratio; 0: 1. The paper's: beta 1, lambda 0.1 */
-    float balance;               /* weight of the loss that spreads tokens over experts; 0: off */
+    /* Added to the mean loss: balance times the loss that spreads tokens over experts (experts * sum of their shares of
+     * choices times mean probabilities, over all rows of a micro-step; 1 per MoE layer when even), whatever share of
+     * rows has a label; micro-steps weigh by their labels or pairs. 0: off. */
+    float balance;
     struct bitaxon_thermal *thermal; /* nullable: asked once per micro-step; kept alive */
     /* Several machines with one adapter; nullable. Each trains its micro-steps of the data (number `machine` of
      * `machines`); per update the callback replaces gradients [count] and sums [sum_count] by their sums over
