@@ -341,6 +341,12 @@ static void test_from_file(void **state)
         OK(bitaxon_dataset_open(model, &dp, &data, &error));
         p.data = data;
         trainer = make_trainer(model, &p);
+        if (kind == 1) { /* what runs on between examples is a part of the run */
+            trainer->core.separator++;
+            EXPECT(MISMATCH, bitaxon_trainer_resume(trainer, in_folder(folder, "run1"), &error));
+            expect_message("separator");
+            trainer->core.separator--;
+        }
         OK(bitaxon_trainer_resume(trainer, in_folder(folder, kind == 0 ? "run0" : "run1"), &error));
         steps(trainer, 10);
         check_outcome(trainer, &want);
@@ -615,6 +621,7 @@ static void test_lost_link(void **state)
     u.fail_at = u.calls + 1;
     u.with = 77; /* no status at all */
     EXPECT(SYSTEM, bitaxon_trainer_step(trainer, NULL, &error));
+    expect_message("all machines failed (77)");
     step(trainer);
     check_outcome(trainer, &want);
     bitaxon_trainer_free(trainer);

@@ -124,7 +124,8 @@ typedef struct bitaxon_train_result {
     double accuracy;        /* ORPO: share of pairs whose chosen answer is the likelier */
     double balance;         /* mean per row, without its weight */
     uint64_t step_ns, paused_ns, energy_uj; /* paused: of step_ns, by the thermal policy; energy 0: no source */
-    uint64_t skipped_steps, empty_micro_steps; /* of the whole run: left out; without a token that counts */
+    uint64_t skipped_steps, empty_micro_steps; /* of the whole run, all machines: left out; without a token that counts
+                                                  (of an evaluation: its own) */
 } bitaxon_train_result;
 
 /* One update: `accumulate` micro-steps forward and backward, then the optimiser.
@@ -148,14 +149,17 @@ BITAXON_API bitaxon_status bitaxon_trainer_evaluate(bitaxon_trainer *trainer, ui
 BITAXON_API void bitaxon_trainer_cancel(bitaxon_trainer *trainer);
 
 /* Write DIRECTORY/step_NNNNNNNN: adapter or weights, moments, state, history, checksums; it appears whole or
- * not at all. Older ones go when it is in place. One at step 0 shows whether the directory serves.
+ * not at all. Older ones go when it is in place. One at step 0 shows whether the directory serves. One process at a
+ * time saves to a directory or resumes from it: what another has not finished there would be cleared up.
  * Params:    keep  newest checkpoints to keep; 0: 3.
  * Returns:   OK, IO, OUT_OF_MEMORY, BAD_STATE (the directory has checkpoints of which this trainer is no part).
+ *            After IO the checkpoint may be there all the same (the disk did not confirm it); saving again is fine.
  * Thread:    single-user.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_trainer_save(bitaxon_trainer *trainer, const char *directory, uint32_t keep,
                                                 bitaxon_error *error);
 
-/* Go on from a checkpoint of the same model, data and parameters; only `steps` may differ.
+/* Go on from a checkpoint of the same model (accuracy too), data and parameters; only `steps` may differ. Other
+ * kernels than the checkpoint's are a warning in the log: bits may differ.
  * Params:    directory  of checkpoints: the newest whole one (damaged ones are left with a warning in the log);
  *            or one checkpoint.
  * Returns:   OK; MISMATCH (the first parameter that differs); FORMAT (damaged); IO (there is none);
@@ -183,7 +187,7 @@ typedef struct bitaxon_trainer_info {
     uint64_t epoch, index;    /* the next example is number `index` of its order */
     uint64_t trainable;       /* parameters */
     uint64_t bytes;           /* held besides the model */
-    uint64_t tokens;          /* that counted, of the whole run */
+    uint64_t tokens;          /* that counted, of the whole run, all machines */
     uint64_t skipped_steps, empty_micro_steps;
 } bitaxon_trainer_info;
 

@@ -187,6 +187,11 @@ void bxn_st_abort(bxn_st_writer *writer);
 /* ---- directories (directory.c) ---------------------------------------------------------- */
 
 bool bxn_path_exists(const char *path);
+/* What a path leads to, however it is written. False: nothing is there. */
+typedef struct bxn_identity {
+    uint64_t device, number;
+} bxn_identity;
+bool bxn_path_identity(const char *path, bxn_identity *out);
 /* Names in no order, without "." and ".."; a visitor that does not return OK ends the walk. */
 bitaxon_status bxn_directory_each(const char *path, bitaxon_status (*visit)(void *user, const char *name), void *user,
                                   bitaxon_error *error);
