@@ -105,7 +105,8 @@ typedef struct bitaxon_train_estimate {
 
 /* Memory of a run, from the headers of the model's files, before anything is loaded.
  * Params:    params  data, validation and adapter may be NULL; block_tokens 0 is 2048 then.
- * Returns:   as bitaxon_model_estimate and bitaxon_trainer_create.  Thread: any-thread.  Since: 0.1 */
+ * Returns:   as bitaxon_model_estimate and bitaxon_trainer_create; MISMATCH: the adapter's model has other sizes.
+ * Thread:    any-thread.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_trainer_estimate(const bitaxon_model_params *model,
                                                     const bitaxon_trainer_params *params,
                                                     bitaxon_train_estimate *out, bitaxon_error *error);

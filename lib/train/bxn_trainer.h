@@ -24,9 +24,10 @@ void bxn_trainer_optimizer(const bitaxon_trainer_params *p, bxn_optimizer *optim
  * adapter changes): what bxn_trainer_measure reads. */
 bitaxon_status bxn_trainer_shapes(bxn_mem *mem, const bxn_model *plan, bxn_model *out, bitaxon_error *error);
 void bxn_trainer_shapes_free(bxn_mem *mem, bxn_model *shapes);
-/* values_bytes, pass_bytes and trainable, of a model or of its shapes; p resolved, rows of a micro-step. */
+/* values_bytes, pass_bytes and trainable, of a model or of its shapes; p resolved, rows of a micro-step. start
+ * (nullable; then the model is its own, no shapes): the adapter that trains, else it is what p plans. */
 void bxn_trainer_measure(const bxn_model *model, const bitaxon_trainer_params *p, uint32_t rows,
-                         bitaxon_train_estimate *out);
+                         const bxn_adapter *start, bitaxon_train_estimate *out);
 uint32_t bxn_trainer_rows(const bitaxon_trainer_params *p); /* of a micro-step at most; 0: too many */
 
 /* ---- the run (trainer.c) --------------------------------------------------------------------- */
