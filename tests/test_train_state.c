@@ -7,6 +7,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <locale.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -386,6 +387,42 @@ static void test_mismatch(void **state)
     bench_end(&b);
 }
 
+/* What is written does not depend on the host's locale, whose decimal point may be two bytes long (where it is
+ * installed). */
+static void test_locale(void **state)
+{
+    (void)state;
+    bench b;
+    char path[700];
+    size_t size[2];
+    unsigned char *bytes[2];
+    locale_t locale = newlocale(LC_ALL_MASK, "ps_AF.UTF-8", (locale_t)0);
+    if (locale == (locale_t)0)
+        locale = newlocale(LC_ALL_MASK, "de_DE.UTF-8", (locale_t)0);
+    if (locale == (locale_t)0) {
+        print_message("SKIP locale: neither ps_AF.UTF-8 nor de_DE.UTF-8 is installed\n");
+        skip();
+    }
+    bench_start(&b, BITAXON_TRAIN_DORA, BITAXON_OBJECTIVE_SFT, 8);
+    b.params.scale = 1.75f;
+    for (int kind = 0; kind < 2; kind++) {
+        locale_t before = kind == 1 ? uselocale(locale) : (locale_t)0;
+        bitaxon_trainer *trainer = kind == 0 ? make_trainer(b.model, &b.params) : again(&b, at_step(&b, 0));
+        save(trainer, b.home, 0);
+        bitaxon_trainer_free(trainer);
+        if (kind == 1)
+            uselocale(before);
+        snprintf(path, sizeof path, "%s/manifest.json", at_step(&b, 0)); /* checksums of all others */
+        bytes[kind] = read_whole(path, &size[kind]);
+    }
+    assert_int_equal(size[0], size[1]);
+    assert_memory_equal(bytes[0], bytes[1], size[0]);
+    free(bytes[0]);
+    free(bytes[1]);
+    freelocale(locale);
+    bench_end(&b);
+}
+
 /* A byte of any file is changed, a file is cut, or missing. */
 static void test_damage(void **state)
 {
@@ -607,7 +644,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_resume),        cmocka_unit_test(test_which_stay), cmocka_unit_test(test_mismatch),
-        cmocka_unit_test(test_other_names),
+        cmocka_unit_test(test_other_names),  cmocka_unit_test(test_locale),
         cmocka_unit_test(test_damage),        cmocka_unit_test(test_failing_calls),
         cmocka_unit_test(test_no_room),       cmocka_unit_test(test_out_of_memory),
     };

@@ -393,6 +393,8 @@ static bitaxon_status write_state(const bxn_trainer *t, const char *path, bitaxo
     fine = fine && set(root, "pending_micro_steps", integer(0)) && set(root, "steps", integer(t->params.steps)) &&
            set(root, "loss", json_real(loss)) && set(root, "kernels", json_string(kernels_of(t))) &&
            set(root, "parameters", identity(t));
+    bxn_locale locale;
+    fine = bxn_locale_enter(&locale) && fine;
     size_t flags = JSON_INDENT(2) | JSON_REAL_PRECISION(17), bytes = fine ? json_dumpb(root, NULL, 0, flags) : 0;
     void *text = NULL;
     bitaxon_status status = bytes != 0
@@ -400,6 +402,7 @@ static bitaxon_status write_state(const bxn_trainer *t, const char *path, bitaxo
                                 : bxn_fail(error, BITAXON_OUT_OF_MEMORY, "out of memory: state of a run");
     if (status == BITAXON_OK && json_dumpb(root, text, bytes, flags) != bytes)
         status = bxn_fail(error, BITAXON_OUT_OF_MEMORY, "out of memory: state of a run");
+    bxn_locale_leave(&locale);
     json_decref(root);
     if (status == BITAXON_OK)
         status = bxn_writer_open(t->mem, path, &writer, error);
@@ -417,7 +420,10 @@ static bitaxon_status write_state(const bxn_trainer *t, const char *path, bitaxo
 
 static void show(const json_t *value, char out[48])
 {
-    size_t n = value == NULL ? 0 : json_dumpb(value, out, 47, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
+    bxn_locale locale;
+    size_t n = bxn_locale_enter(&locale) && value != NULL
+                   ? json_dumpb(value, out, 47, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9)) : 0;
+    bxn_locale_leave(&locale);
     if (n == 0)
         snprintf(out, 48, "%s", value == NULL ? "nothing" : "something else");
     else
