@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_train_crash.c - a run of 200 updates that is killed (SIGKILL) at random moments, 100 times in all, each time
- * gone on with by a new process: the adapter's file at its end has the bytes of a run that was never killed.
+ * gone on with by a new process, from the newest checkpoint that was in place or a later one: the adapter's file at its
+ * end has the bytes of a run that was never killed.
  * The processes are this program again. */
 #include "trainer_fixture.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -13,8 +15,9 @@
 
 enum { UPDATES = 200, KILLS = 100 };
 
-/* The run in a process of its own: goes on from what is in `folder`, and writes the adapter when it is done. */
-static int train(const char *folder)
+/* The run in a process of its own: goes on from what is in `folder`, which has a checkpoint of update `newest` (-1: may
+ * have none), and writes the adapter when it is done. */
+static int train(const char *folder, long newest)
 {
     char home[600], last[600];
     snprintf(home, sizeof home, "%s/run", folder);
@@ -27,8 +30,12 @@ static int train(const char *folder)
     p.accumulate = 1;
     bitaxon_trainer *trainer = make_trainer(model, &p);
     bitaxon_status status = bitaxon_trainer_resume(trainer, home, &error);
-    if (status != BITAXON_OK)
+    if (status != BITAXON_OK && newest < 0)
         EXPECT(IO, status); /* nothing there yet */
+    else
+        OK(status);
+    if ((long)trainer->core.at.step < newest)
+        fail_msg("resumed at update %llu, there was a checkpoint of %ld", (unsigned long long)trainer->core.at.step, newest);
     while ((status = bitaxon_trainer_step(trainer, NULL, &error)) == BITAXON_OK)
         for (uint64_t every = 7; every <= 14; every += 7) /* some twice, over themselves */
             if (trainer->core.at.step % every == 0)
@@ -51,12 +58,36 @@ static uint64_t now_us(void)
     return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
 }
 
+/* The update of the newest whole checkpoint, in place or moved aside, -1: none. Its name says that all of it is on the
+ * disk; the manifest is looked for all the same. */
+static long newest_in(const char *folder)
+{
+    char home[600], manifest[1200];
+    long newest = -1;
+    snprintf(home, sizeof home, "%s/run", folder);
+    DIR *directory = opendir(home);
+    for (const struct dirent *e; directory != NULL && (e = readdir(directory)) != NULL;) {
+        char *end;
+        if (strncmp(e->d_name, "step_", 5) != 0)
+            continue;
+        long number = strtol(e->d_name + 5, &end, 10);
+        snprintf(manifest, sizeof manifest, "%s/%s/manifest.json", home, e->d_name);
+        if ((*end == '\0' || strcmp(end, ".old") == 0) && access(manifest, R_OK) == 0 && number > newest)
+            newest = number;
+    }
+    if (directory != NULL)
+        closedir(directory);
+    return newest;
+}
+
 static pid_t start(const char *folder)
 {
+    char newest[24];
+    snprintf(newest, sizeof newest, "%ld", newest_in(folder));
     pid_t child = fork();
     assert_true(child >= 0);
     if (child == 0) {
-        execl("/proc/self/exe", "test_train_crash", "train", folder, (char *)NULL);
+        execl("/proc/self/exe", "test_train_crash", "train", folder, newest, (char *)NULL);
         _exit(127);
     }
     return child;
@@ -92,7 +123,8 @@ static void test_kills(void **state)
     char *folder = make_folder();
     uint64_t began = now_us();
     assert_true(run_for(folder, 0));
-    uint64_t whole = now_us() - began, kills = 0, runs = 0;
+    assert_int_equal(newest_in(folder), UPDATES / 7 * 7);
+    uint64_t whole = now_us() - began, kills = 0, runs = 0, found = 0;
     size_t size;
     unsigned char *want = read_whole(in_folder(folder, "adapter.safetensors"), &size);
     remove_folder(folder);
@@ -104,6 +136,7 @@ static void test_kills(void **state)
             uint64_t us = kills >= KILLS ? 0 : (uint64_t)(bxn_uniform(8, runs, n) * (double)most) + 1;
             done = run_for(folder, us);
             kills += !done;
+            found += !done && newest_in(folder) >= 0;
         }
         size_t bytes;
         unsigned char *got = read_whole(in_folder(folder, "adapter.safetensors"), &bytes);
@@ -113,7 +146,8 @@ static void test_kills(void **state)
         remove_folder(folder);
         runs++;
     }
-    print_message("%llu kills in %llu runs of %d updates, the same %zu bytes each time\n", (unsigned long long)kills,
+    assert_true(found > 0);
+    print_message("%llu kills (%llu with a checkpoint in place) in %llu runs of %d updates, the same %zu bytes each time\n", (unsigned long long)kills, (unsigned long long)found,
                   (unsigned long long)runs, UPDATES, size);
     free(want);
 }
@@ -121,7 +155,7 @@ static void test_kills(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_kills) };
-    if (argc == 3 && strcmp(argv[1], "train") == 0)
-        return train(argv[2]);
+    if (argc == 4 && strcmp(argv[1], "train") == 0)
+        return train(argv[2], atol(argv[3]));
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -151,7 +151,8 @@ static void check_differences(const char *name, float dropout)
         values_changed(&t);
         memset(&losses, 0, sizeof losses);
         CHECK(run_step(&t, &t.steps[0], t.grads, NULL, &losses)); /* as in training: with dropout */
-        side[s] = losses.loss + (double)t.objective.balance * losses.balance;
+        double units = (double)(t.objective.kind == BXN_OBJECTIVE_ORPO ? losses.pairs : losses.tokens);
+        side[s] = losses.loss + (double)t.objective.balance * losses.balance * units / t.steps[0].rows;
     }
     double found = (side[0] - side[1]) / (2 * h);
     print_message("%s, dropout %.1f: slope %.6g, by differences %.6g\n", name, (double)dropout, slope, found);
@@ -170,6 +171,56 @@ static void test_differences(void **state)
     check_differences("orpo_nf4", 0);
     check_differences("grad_dora_half", 0.3f);
     check_differences("orpo_nf4", 0.5f);
+}
+
+/* With most labels masked, differently in each micro-step, what the balance adds to an update's gradient is that
+ * of `balance` times its loss per row, and the loss itself counts per label. */
+static void test_balance_of_masked(void **state)
+{
+    (void)state;
+    training t;
+    bxn_losses losses;
+    training_open(&t, "full", 2, 0, NULL);
+    for (uint32_t i = 0; i < t.micro; i++)
+        for (uint32_t row = 0; row < t.steps[i].rows; row++)
+            if (row % (2 + 2 * i) != 0)
+                t.labels[(size_t)(t.steps[i].labels - t.labels) + row] = -1;
+    bxn_parameters *p = t.parameters;
+    float *plain = malloc(p->floats * sizeof *plain), *start = malloc(p->floats * sizeof *start);
+    assert_true(plain != NULL && start != NULL);
+    t.objective.balance = 0;
+    double weight = run_update(&t, 0, &losses), slope = 0, rows = 0;
+    memcpy(plain, p->grad, p->floats * sizeof *plain);
+    memcpy(start, p->value, p->floats * sizeof *start);
+    assert_true(losses.balance == 0);
+    clear_grads(&t);
+    t.objective.balance = 2;
+    run_update(&t, 0, &losses);
+    for (size_t i = 0; i < p->floats; i++) { /* to the mean that an update takes */
+        plain[i] = (float)(((double)p->grad[i] - (double)plain[i]) / weight);
+        slope += (double)plain[i] * (double)plain[i];
+    }
+    for (uint32_t i = 0; i < t.micro; i++)
+        rows += t.steps[i].rows;
+    assert_true(weight < rows / 2);
+    slope = sqrt(slope);
+    double h = 2e-4, side[2] = { 0, 0 };
+    for (int s = 0; s < 2; s++) {
+        for (size_t i = 0; i < p->floats; i++)
+            p->value[i] = start[i] + (float)((s == 0 ? h : -h) * (double)plain[i] / slope);
+        values_changed(&t);
+        for (uint32_t i = 0; i < t.micro; i++) {
+            memset(&losses, 0, sizeof losses);
+            CHECK(run_step(&t, &t.steps[i], t.grads, NULL, &losses));
+            side[s] += (double)losses.tokens / weight * 2 * losses.balance / t.steps[i].rows;
+        }
+    }
+    double found = (side[0] - side[1]) / (2 * h);
+    print_message("balance, %.0f labels in %.0f rows: slope %.6g, by differences %.6g\n", weight, rows, slope, found);
+    assert_true(fabs(found / slope - 1) <= 3e-3);
+    free(plain);
+    free(start);
+    training_close(&t);
 }
 
 /* ---- 50 updates --------------------------------------------------------------------------- */
@@ -270,6 +321,7 @@ int main(void)
         cmocka_unit_test(test_gradients),
         cmocka_unit_test(test_gradients_of_every_tier),
         cmocka_unit_test(test_differences),
+        cmocka_unit_test(test_balance_of_masked),
         cmocka_unit_test(test_fifty_updates_full),
         cmocka_unit_test(test_fifty_updates_lora),
         cmocka_unit_test(test_fifty_updates_dora_affine4),

@@ -7,6 +7,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <locale.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -238,6 +239,20 @@ static void test_which_stay(void **state)
     assert_true(exists(from) && !exists(to));
     snprintf(to, sizeof to, "%s.tmp", at_step(&b, 7));
     assert_true(!exists(to));
+    /* A save that is refused clears up nothing: another process may be writing there. Aside counts as there. */
+    assert_int_equal(mkdir(to, 0700), 0);
+    bitaxon_trainer *stranger = make_trainer(b.model, &b.params);
+    EXPECT(BAD_STATE, bitaxon_trainer_save(stranger, b.home, 0, &error));
+    assert_true(exists(to));
+    assert_int_equal(rmdir(to), 0);
+    snprintf(to, sizeof to, "%s.old", from);
+    assert_int_equal(rename(from, to), 0);
+    EXPECT(BAD_STATE, bitaxon_trainer_save(stranger, b.home, 0, &error));
+    assert_true(exists(to) && !exists(from));
+    /* By its name it comes back too. */
+    OK(bitaxon_trainer_resume(stranger, from, &error));
+    assert_true(exists(from) && !exists(to));
+    bitaxon_trainer_free(stranger);
     /* Both are there: the one moved aside goes. */
     snprintf(to, sizeof to, "%s.old", at_step(&b, 5));
     assert_int_equal(mkdir(to, 0700), 0);
@@ -248,6 +263,40 @@ static void test_which_stay(void **state)
     step(other);
     save(other, b.home, 1);
     assert_true(exists(in_folder(b.home, "step_7")) && !exists(from));
+    bitaxon_trainer_free(other);
+    bitaxon_trainer_free(trainer);
+    bench_end(&b);
+}
+
+/* Whose a directory is does not depend on how it is written, nor on where the process is. */
+static void test_other_names(void **state)
+{
+    (void)state;
+    bench b;
+    char here[4096], dotted[700], linked[700];
+    bench_start(&b, BITAXON_TRAIN_LORA, BITAXON_OBJECTIVE_SFT, 20);
+    bitaxon_trainer *trainer = make_trainer(b.model, &b.params);
+    save(trainer, b.home, 0);
+    step(trainer);
+    snprintf(dotted, sizeof dotted, "%s/.//run/", b.folder);
+    snprintf(linked, sizeof linked, "%s/link", b.folder);
+    assert_int_equal(symlink(b.home, linked), 0);
+    save(trainer, dotted, 0);
+    save(trainer, linked, 0);
+    assert_int_equal(unlink(linked), 0);
+    /* The same relative name, another directory: another run's. */
+    bitaxon_trainer *other = make_trainer(b.model, &b.params);
+    assert_non_null(getcwd(here, sizeof here));
+    assert_int_equal(mkdir(in_folder(b.folder, "a"), 0700), 0);
+    assert_int_equal(chdir(in_folder(b.folder, "a")), 0);
+    bitaxon_status mine = bitaxon_trainer_save(other, "run", 0, &error);
+    assert_int_equal(chdir(".."), 0);
+    bitaxon_status theirs = bitaxon_trainer_save(other, "run", 0, &error);
+    bitaxon_status own = bitaxon_trainer_save(other, "a/run", 0, &error);
+    assert_int_equal(chdir(here), 0);
+    OK(mine);
+    OK(own);
+    EXPECT(BAD_STATE, theirs);
     bitaxon_trainer_free(other);
     bitaxon_trainer_free(trainer);
     bench_end(&b);
@@ -305,14 +354,72 @@ static void test_mismatch(void **state)
     b.params.bad_steps = 2;
     trainer = again(&b, b.home);
     bitaxon_trainer_free(trainer);
-    /* Another model. */
+    /* Another accuracy; other kernels, whose bits may differ, are a warning. */
     b.params = same;
+    for (int kind = 0; kind < 2; kind++) {
+        bitaxon_model_params mp = { .struct_size = sizeof mp, .path = QUANTISED, .threads = 1, .host = &fault.host,
+                                    .accuracy = kind == 0 ? BITAXON_ACCURACY_NEAR : BITAXON_ACCURACY_EXACT,
+                                    .cpu_mask = kind == 0 ? 0 : BITAXON_CPU_NONE };
+        bitaxon_model *changed;
+        OK(bitaxon_model_open(&mp, &changed, &error));
+        trainer = make_trainer(changed, &b.params);
+        bool differs = kind == 0 ? changed->core.accuracy != b.model->core.accuracy
+                                 : changed->core.kernels.features != b.model->core.kernels.features;
+        warnings = 0;
+        bitaxon_status status = bitaxon_trainer_resume(trainer, b.home, &error);
+        if (kind == 0 && differs) {
+            EXPECT(MISMATCH, status);
+            expect_message("accuracy");
+        } else {
+            OK(status);
+            assert_true((warnings != 0 && strstr(last_warning, "kernels") != NULL) == differs);
+        }
+        bitaxon_trainer_free(trainer);
+        bitaxon_model_free(changed);
+    }
+    /* Another model. */
     bitaxon_model *model = open_model(FLOAT_MODEL, 1, NULL);
     trainer = make_trainer(model, &b.params);
     EXPECT(MISMATCH, bitaxon_trainer_resume(trainer, b.home, &error));
     expect_message("model");
     bitaxon_trainer_free(trainer);
     bitaxon_model_free(model);
+    bench_end(&b);
+}
+
+/* What is written does not depend on the host's locale, whose decimal point may be two bytes long (where it is
+ * installed). */
+static void test_locale(void **state)
+{
+    (void)state;
+    bench b;
+    char path[700];
+    size_t size[2];
+    unsigned char *bytes[2];
+    locale_t locale = newlocale(LC_ALL_MASK, "ps_AF.UTF-8", (locale_t)0);
+    if (locale == (locale_t)0)
+        locale = newlocale(LC_ALL_MASK, "de_DE.UTF-8", (locale_t)0);
+    if (locale == (locale_t)0) {
+        print_message("SKIP locale: neither ps_AF.UTF-8 nor de_DE.UTF-8 is installed\n");
+        skip();
+    }
+    bench_start(&b, BITAXON_TRAIN_DORA, BITAXON_OBJECTIVE_SFT, 8);
+    b.params.scale = 1.75f;
+    for (int kind = 0; kind < 2; kind++) {
+        locale_t before = kind == 1 ? uselocale(locale) : (locale_t)0;
+        bitaxon_trainer *trainer = kind == 0 ? make_trainer(b.model, &b.params) : again(&b, at_step(&b, 0));
+        save(trainer, b.home, 0);
+        bitaxon_trainer_free(trainer);
+        if (kind == 1)
+            uselocale(before);
+        snprintf(path, sizeof path, "%s/manifest.json", at_step(&b, 0)); /* checksums of all others */
+        bytes[kind] = read_whole(path, &size[kind]);
+    }
+    assert_int_equal(size[0], size[1]);
+    assert_memory_equal(bytes[0], bytes[1], size[0]);
+    free(bytes[0]);
+    free(bytes[1]);
+    freelocale(locale);
     bench_end(&b);
 }
 
@@ -363,6 +470,13 @@ static void test_damage(void **state)
         }
     OK(bitaxon_trainer_resume(trainer, b.home, &error));
     check_outcome(trainer, &later);
+    /* A trainer that a failure left with nothing is helped by the one before a damaged one too. */
+    assert_int_equal(truncate(in_folder(at_step(&b, 4), "history.safetensors"), 9), 0);
+    trainer->core.broken = true;
+    EXPECT(BAD_STATE, bitaxon_trainer_save(trainer, b.home, 0, &error));
+    OK(bitaxon_trainer_resume(trainer, b.home, &error));
+    check_outcome(trainer, &earlier);
+    save(trainer, b.home, 0);
     outcome_free(&later);
     outcome_free(&earlier);
     bitaxon_trainer_free(trainer);
@@ -409,6 +523,27 @@ static void test_failing_calls(void **state)
                 check_newest(&b, saved);
             }
         }
+    /* The same for the first save of all: the next one goes where it failed. */
+    bool behind = false;
+    for (uint64_t n = 1, fired = 1; fired != 0; n++) {
+        bitaxon_trainer *fresh = make_trainer(b.model, &b.params);
+        const char *name = in_folder(b.folder, "first");
+        char home[600];
+        snprintf(home, sizeof home, "%s%llu", name, (unsigned long long)n);
+        calls = 0;
+        fail_with = EIO;
+        fail_at = n;
+        bitaxon_status status = bitaxon_trainer_save(fresh, home, 2, &error);
+        fired = calls >= n;
+        fail_at = 0;
+        failed += status != BITAXON_OK;
+        behind |= status != BITAXON_OK && exists(in_folder(home, "step_00000000"));
+        save(fresh, home, 2);
+        step(fresh);
+        save(fresh, home, 2);
+        bitaxon_trainer_free(fresh);
+    }
+    assert_true(behind); /* one failed when the checkpoint was in place */
     print_message("%llu saves failed\n", (unsigned long long)failed);
     assert_true(failed > 40);
     bitaxon_trainer_free(trainer);
@@ -471,6 +606,9 @@ static void test_out_of_memory(void **state)
     bitaxon_trainer *trainer = make_trainer(b.model, &b.params);
     steps(trainer, 2);
     outcome want = outcome_of(trainer);
+    trainer->core.stale = true; /* gains that lacked memory: a checkpoint does without */
+    save(trainer, b.home, 0);
+    assert_true(trainer->core.stale);
     for (uint64_t n = 1;; n++) {
         fault_host_arm(&fault, n, false);
         bitaxon_status status = bitaxon_trainer_save(trainer, b.home, 0, &error);
@@ -506,6 +644,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_resume),        cmocka_unit_test(test_which_stay), cmocka_unit_test(test_mismatch),
+        cmocka_unit_test(test_other_names),  cmocka_unit_test(test_locale),
         cmocka_unit_test(test_damage),        cmocka_unit_test(test_failing_calls),
         cmocka_unit_test(test_no_room),       cmocka_unit_test(test_out_of_memory),
     };

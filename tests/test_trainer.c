@@ -341,6 +341,12 @@ static void test_from_file(void **state)
         OK(bitaxon_dataset_open(model, &dp, &data, &error));
         p.data = data;
         trainer = make_trainer(model, &p);
+        if (kind == 1) { /* what runs on between examples is a part of the run */
+            trainer->core.separator++;
+            EXPECT(MISMATCH, bitaxon_trainer_resume(trainer, in_folder(folder, "run1"), &error));
+            expect_message("separator");
+            trainer->core.separator--;
+        }
         OK(bitaxon_trainer_resume(trainer, in_folder(folder, kind == 0 ? "run0" : "run1"), &error));
         steps(trainer, 10);
         check_outcome(trainer, &want);
@@ -615,6 +621,7 @@ static void test_lost_link(void **state)
     u.fail_at = u.calls + 1;
     u.with = 77; /* no status at all */
     EXPECT(SYSTEM, bitaxon_trainer_step(trainer, NULL, &error));
+    expect_message("all machines failed (77)");
     step(trainer);
     check_outcome(trainer, &want);
     bitaxon_trainer_free(trainer);
@@ -625,33 +632,57 @@ static void test_lost_link(void **state)
 
 /* ---- memory --------------------------------------------------------------------------------------------- */
 
+/* What estimate and info tell of a run beforehand is what it takes. */
+static void check_estimate(bitaxon_model *model, const bitaxon_trainer_params *p, int kind)
+{
+    bitaxon_model_params mp = { .struct_size = sizeof mp, .path = model_of(kind), .threads = 1 };
+    bitaxon_train_estimate e = { .struct_size = sizeof e };
+    OK(bitaxon_trainer_estimate(&mp, p, &e, &error));
+    uint64_t before = atomic_load(&model->mem.used);
+    bitaxon_trainer *trainer = make_trainer(model, p);
+    steps(trainer, 1);
+    uint64_t found = atomic_load(&model->mem.used) - before;
+    bitaxon_trainer_info info = { .struct_size = sizeof info };
+    OK(bitaxon_trainer_get_info(trainer, &info, &error));
+    double told = (double)(e.values_bytes + e.pass_bytes);
+    print_message("kind %d: told %.0f bytes, %llu taken\n", kind, told, (unsigned long long)found);
+    assert_true(fabs(told - (double)found) < 0.03 * (double)found);
+    assert_true(fabs((double)info.bytes - (double)found) < 0.03 * (double)found);
+    assert_int_equal(e.trainable, info.trainable);
+    assert_true(e.total_bytes >= e.model_bytes + e.mapped_bytes + e.values_bytes + e.pass_bytes);
+    bitaxon_trainer_free(trainer);
+    assert_int_equal(atomic_load(&model->mem.used), before);
+}
+
 static void test_estimate(void **state)
 {
     (void)state;
     for (int kind = 0; kind < RUNS; kind++) {
         bitaxon_model *model = open_model(model_of(kind), 1, NULL);
         bitaxon_dataset *data = count_up(model, objective_of(kind), 60, 1);
-        bitaxon_model_params mp = { .struct_size = sizeof mp, .path = model_of(kind), .threads = 1 };
         bitaxon_trainer_params p = run_of(kind, data, 2);
         p.block_tokens = 512;
         p.blocks = 2;
         p.flags |= kind % 2 == 0 ? BITAXON_TRAIN_ORDERED : 0;
-        bitaxon_train_estimate e = { .struct_size = sizeof e };
-        OK(bitaxon_trainer_estimate(&mp, &p, &e, &error));
-        uint64_t before = atomic_load(&model->mem.used);
-        bitaxon_trainer *trainer = make_trainer(model, &p);
-        steps(trainer, 1);
-        uint64_t found = atomic_load(&model->mem.used) - before;
-        bitaxon_trainer_info info = { .struct_size = sizeof info };
-        OK(bitaxon_trainer_get_info(trainer, &info, &error));
-        double told = (double)(e.values_bytes + e.pass_bytes);
-        print_message("kind %d: told %.0f bytes, %llu taken\n", kind, told, (unsigned long long)found);
-        assert_true(fabs(told - (double)found) < 0.03 * (double)found);
-        assert_true(fabs((double)info.bytes - (double)found) < 0.03 * (double)found);
-        assert_int_equal(e.trainable, info.trainable);
-        assert_true(e.total_bytes >= e.model_bytes + e.mapped_bytes + e.values_bytes + e.pass_bytes);
-        bitaxon_trainer_free(trainer);
-        assert_int_equal(atomic_load(&model->mem.used), before);
+        check_estimate(model, &p, kind);
+        if (kind < 2) { /* going on from an adapter of fewer weights, of which the passes take little */
+            bitaxon_adapter *adapter;
+            p.rank = 64;
+            p.targets = "q_proj,in_proj";
+            p.block_tokens = 24;
+            p.blocks = 1;
+            bitaxon_trainer *first = make_trainer(model, &p);
+            OK(bitaxon_trainer_adapter(first, &adapter, &error));
+            bitaxon_trainer_free(first);
+            p.adapter = adapter;
+            p.targets = NULL;
+            p.rank = 0;
+            check_estimate(model, &p, kind);
+            bitaxon_model_params other = { .struct_size = sizeof other, .path = "tests/golden/configs/odd_sizes" };
+            bitaxon_train_estimate e = { .struct_size = sizeof e };
+            EXPECT(MISMATCH, bitaxon_trainer_estimate(&other, &p, &e, &error));
+            bitaxon_adapter_free(adapter);
+        }
         bitaxon_dataset_free(data);
         bitaxon_model_free(model);
     }

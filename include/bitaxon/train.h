@@ -63,7 +63,10 @@ typedef struct bitaxon_trainer_params {
     int32_t optimizer;           /* 0: ADAMW; MUON with FULL only */
     float orpo_beta;             /* inside the sigmoid; 0: 0.1 */
     float orpo_lambda;           /* weight of the odds ratio; 0: 1. The paper's: beta 1, lambda 0.1 */
-    float balance;               /* weight of the loss that spreads tokens over experts; 0: off */
+    /* Added to the mean loss: balance times the loss that spreads tokens over experts (experts * sum of their shares of
+     * choices times mean probabilities, over all rows of a micro-step; 1 per MoE layer when even), whatever share of
+     * rows has a label; micro-steps weigh by their labels or pairs. 0: off. */
+    float balance;
     struct bitaxon_thermal *thermal; /* nullable: asked once per micro-step; kept alive */
     /* Several machines with one adapter; nullable. Each trains its micro-steps of the data (number `machine` of
      * `machines`); per update the callback replaces gradients [count] and sums [sum_count] by their sums over
@@ -102,7 +105,8 @@ typedef struct bitaxon_train_estimate {
 
 /* Memory of a run, from the headers of the model's files, before anything is loaded.
  * Params:    params  data, validation and adapter may be NULL; block_tokens 0 is 2048 then.
- * Returns:   as bitaxon_model_estimate and bitaxon_trainer_create.  Thread: any-thread.  Since: 0.1 */
+ * Returns:   as bitaxon_model_estimate and bitaxon_trainer_create; MISMATCH: the adapter's model has other sizes.
+ * Thread:    any-thread.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_trainer_estimate(const bitaxon_model_params *model,
                                                     const bitaxon_trainer_params *params,
                                                     bitaxon_train_estimate *out, bitaxon_error *error);
@@ -121,7 +125,8 @@ typedef struct bitaxon_train_result {
     double accuracy;        /* ORPO: share of pairs whose chosen answer is the likelier */
     double balance;         /* mean per row, without its weight */
     uint64_t step_ns, paused_ns, energy_uj; /* paused: of step_ns, by the thermal policy; energy 0: no source */
-    uint64_t skipped_steps, empty_micro_steps; /* of the whole run: left out; without a token that counts */
+    uint64_t skipped_steps, empty_micro_steps; /* of the whole run, all machines: left out; without a token that counts
+                                                  (of an evaluation: its own) */
 } bitaxon_train_result;
 
 /* One update: `accumulate` micro-steps forward and backward, then the optimiser.
@@ -145,14 +150,17 @@ BITAXON_API bitaxon_status bitaxon_trainer_evaluate(bitaxon_trainer *trainer, ui
 BITAXON_API void bitaxon_trainer_cancel(bitaxon_trainer *trainer);
 
 /* Write DIRECTORY/step_NNNNNNNN: adapter or weights, moments, state, history, checksums; it appears whole or
- * not at all. Older ones go when it is in place. One at step 0 shows whether the directory serves.
+ * not at all. Older ones go when it is in place. One at step 0 shows whether the directory serves. One process at a
+ * time saves to a directory or resumes from it: what another has not finished there would be cleared up.
  * Params:    keep  newest checkpoints to keep; 0: 3.
  * Returns:   OK, IO, OUT_OF_MEMORY, BAD_STATE (the directory has checkpoints of which this trainer is no part).
+ *            After IO the checkpoint may be there all the same (the disk did not confirm it); saving again is fine.
  * Thread:    single-user.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_trainer_save(bitaxon_trainer *trainer, const char *directory, uint32_t keep,
                                                 bitaxon_error *error);
 
-/* Go on from a checkpoint of the same model, data and parameters; only `steps` may differ.
+/* Go on from a checkpoint of the same model (accuracy too), data and parameters; only `steps` may differ. Other
+ * kernels than the checkpoint's are a warning in the log: bits may differ.
  * Params:    directory  of checkpoints: the newest whole one (damaged ones are left with a warning in the log);
  *            or one checkpoint.
  * Returns:   OK; MISMATCH (the first parameter that differs); FORMAT (damaged); IO (there is none);
@@ -180,7 +188,7 @@ typedef struct bitaxon_trainer_info {
     uint64_t epoch, index;    /* the next example is number `index` of its order */
     uint64_t trainable;       /* parameters */
     uint64_t bytes;           /* held besides the model */
-    uint64_t tokens;          /* that counted, of the whole run */
+    uint64_t tokens;          /* that counted, of the whole run, all machines */
     uint64_t skipped_steps, empty_micro_steps;
 } bitaxon_trainer_info;
 

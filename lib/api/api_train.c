@@ -124,6 +124,14 @@ static bitaxon_status rows_of(bitaxon_model *model, const bitaxon_trainer_params
     return status;
 }
 
+/* What can be told of two models from their headers. */
+static bool same_sizes(const bxn_config *a, const bxn_config *b)
+{
+    return a->vocab_size == b->vocab_size && a->hidden_dim == b->hidden_dim && a->num_layers == b->num_layers &&
+           a->d_source_model == b->d_source_model && a->ssm_expand == b->ssm_expand &&
+           a->moe_intermediate_dim == b->moe_intermediate_dim;
+}
+
 bitaxon_status bitaxon_trainer_estimate(const bitaxon_model_params *model, const bitaxon_trainer_params *params,
                                         bitaxon_train_estimate *out, bitaxon_error *error)
 {
@@ -142,6 +150,8 @@ bitaxon_status bitaxon_trainer_estimate(const bitaxon_model_params *model, const
     if (status == BITAXON_OK && p.method == BITAXON_TRAIN_FULL && plan->loaded.quantised)
         status = bxn_fail(error, BITAXON_UNSUPPORTED, "only float models train in full, and %s is quantised: "
                           "train an adapter, or the float model", plan->where);
+    if (status == BITAXON_OK && p.adapter != NULL && !same_sizes(&plan->core.config, &p.adapter->model->core.config))
+        status = bxn_fail(error, BITAXON_MISMATCH, "the adapter was opened for another model");
     if (status == BITAXON_OK)
         status = rows_of(plan, &p, &rows, error);
     if (status == BITAXON_OK)
@@ -149,7 +159,8 @@ bitaxon_status bitaxon_trainer_estimate(const bitaxon_model_params *model, const
     if (status == BITAXON_OK) {
         bitaxon_train_estimate e = { .struct_size = sizeof e, .mapped_bytes = estimate.mapped_bytes,
                                      .model_bytes = estimate.model_bytes };
-        bxn_trainer_measure(&shapes, &p, rows, &e);
+        const bxn_adapter *start = p.adapter != NULL ? &p.adapter->core : NULL;
+        bxn_trainer_measure(start != NULL ? &p.adapter->model->core : &shapes, &p, rows, start, &e);
         bxn_trainer_shapes_free(&plan->mem, &shapes);
         e.values_bytes += bxn_alloc_cost(sizeof(bitaxon_trainer));
         e.total_bytes = e.mapped_bytes + e.model_bytes + e.values_bytes + e.pass_bytes;
@@ -294,7 +305,8 @@ bitaxon_status bitaxon_trainer_get_info(const bitaxon_trainer *trainer, bitaxon_
         return bxn_null(error, trainer == NULL ? "trainer" : "out");
     const bxn_trainer *core = &trainer->core;
     bitaxon_train_estimate e = { .struct_size = sizeof e };
-    bxn_trainer_measure(core->source, &core->params, core->runner.rows, &e);
+    bxn_trainer_measure(core->source, &core->params, core->runner.rows,
+                        core->trainable == NULL ? &core->adapter : NULL, &e);
     bitaxon_trainer_info info = {
         .struct_size = sizeof info, .micro_rows = core->runner.rows, .step = core->at.step,
         .steps = core->params.steps, .epoch = core->at.cursor.epoch, .index = core->at.cursor.index,

@@ -293,12 +293,18 @@ static bitaxon_status write_config(bxn_output *out, const bxn_target *quantizati
         status = bxn_fail(c->error, BITAXON_OUT_OF_MEMORY, "out of memory: config.json");
         goto done;
     }
-    size_t flags = json_flags(root), size = json_dumpb(root, NULL, 0, flags);
+    bxn_locale locale;
+    bool plain = bxn_locale_enter(&locale);
+    size_t flags = plain ? json_flags(root) : 0, size = plain ? json_dumpb(root, NULL, 0, flags) : 0;
     status = bxn_alloc(&c->mem, size + 1, "config.json", &memory, c->error);
-    if (status != BITAXON_OK)
+    if (status != BITAXON_OK) {
+        bxn_locale_leave(&locale);
         goto done;
+    }
     text = memory;
-    if (size == 0 || json_dumpb(root, text, size, flags) != size) {
+    bool written = size != 0 && json_dumpb(root, text, size, flags) == size;
+    bxn_locale_leave(&locale);
+    if (!written) {
         status = bxn_fail(c->error, BITAXON_OUT_OF_MEMORY, "out of memory: config.json");
     } else {
         text[size] = '\n';

@@ -29,6 +29,14 @@ bool bxn_path_exists(const char *path)
     return stat(path, &info) == 0;
 }
 
+bool bxn_path_identity(const char *path, bxn_identity *out)
+{
+    struct stat info;
+    bool there = stat(path, &info) == 0;
+    *out = there ? (bxn_identity){ (uint64_t)info.st_dev, (uint64_t)info.st_ino } : (bxn_identity){ 0, 0 };
+    return there;
+}
+
 bitaxon_status bxn_directory_each(const char *path, bitaxon_status (*visit)(void *user, const char *name), void *user,
                                   bitaxon_error *error)
 {

@@ -100,6 +100,13 @@ typedef struct bxn_json {
 bitaxon_status bxn_json_parse(bxn_mem *mem, const char *text, size_t bytes, const char *what,
                               bxn_json *out, bitaxon_error *error);
 void bxn_json_free(bxn_json *json);
+/* Between the two Jansson writes and reads numbers of the calling thread with a point, whatever the host's locale. False:
+ * no memory, and nothing to leave (which is fine all the same). */
+typedef struct bxn_locale {
+    void *plain, *before;
+} bxn_locale;
+bool bxn_locale_enter(bxn_locale *locale);
+void bxn_locale_leave(bxn_locale *locale);
 
 /* ---- safetensors ---------------------------------------------------------------- */
 
@@ -187,6 +194,11 @@ void bxn_st_abort(bxn_st_writer *writer);
 /* ---- directories (directory.c) ---------------------------------------------------------- */
 
 bool bxn_path_exists(const char *path);
+/* What a path leads to, however it is written. False: nothing is there. */
+typedef struct bxn_identity {
+    uint64_t device, number;
+} bxn_identity;
+bool bxn_path_identity(const char *path, bxn_identity *out);
 /* Names in no order, without "." and ".."; a visitor that does not return OK ends the walk. */
 bitaxon_status bxn_directory_each(const char *path, bitaxon_status (*visit)(void *user, const char *name), void *user,
                                   bitaxon_error *error);

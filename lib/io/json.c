@@ -6,8 +6,8 @@
  * pass refuses what the parser should never see: NUL bytes (Jansson drops one that follows a
  * number) and nesting that is too deep.
  *
- * Jansson finds the decimal point through the locale and asserts that it is one byte long, so
- * the parser runs in the thread's "C" locale, which is restored afterwards. */
+ * Jansson finds the decimal point through the locale: reading asserts that it is one byte long, writing replaces one
+ * byte of it. So the parser runs in the thread's "C" locale, which is restored afterwards, and so does who writes reals. */
 #define _POSIX_C_SOURCE 200809L
 
 #include "io/io.h"
@@ -145,6 +145,26 @@ static bitaxon_status take_census(const char *text, size_t bytes, const char *wh
     return BITAXON_OK;
 }
 
+bool bxn_locale_enter(bxn_locale *locale)
+{
+    locale_t plain = newlocale(LC_ALL_MASK, "C", (locale_t)0);
+    *locale = (bxn_locale){ NULL, NULL };
+    if (plain == (locale_t)0)
+        return false;
+    locale->plain = plain;
+    locale->before = uselocale(plain);
+    return true;
+}
+
+void bxn_locale_leave(bxn_locale *locale)
+{
+    if (locale->plain == NULL)
+        return;
+    uselocale(locale->before);
+    freelocale(locale->plain);
+    *locale = (bxn_locale){ NULL, NULL };
+}
+
 bitaxon_status bxn_json_parse(bxn_mem *mem, const char *text, size_t bytes, const char *what,
                               bxn_json *out, bitaxon_error *error)
 {
@@ -164,16 +184,14 @@ bitaxon_status bxn_json_parse(bxn_mem *mem, const char *text, size_t bytes, cons
     if (status != BITAXON_OK)
         return status;
 
-    locale_t plain = newlocale(LC_ALL_MASK, "C", (locale_t)0);
-    if (plain == (locale_t)0) {
+    bxn_locale locale;
+    if (!bxn_locale_enter(&locale)) {
         status = bxn_fail(error, BITAXON_OUT_OF_MEMORY, "out of memory: locale for %.64s", what);
         goto fail;
     }
-    locale_t before = uselocale(plain);
     memset(&problem, 0, sizeof problem);
     out->root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &problem);
-    uselocale(before);
-    freelocale(plain);
+    bxn_locale_leave(&locale);
     if (out->root == NULL) {
         if (problem.text[0] == '\0')
             status = bxn_fail(error, BITAXON_OUT_OF_MEMORY, "out of memory: JSON of %.64s", what);

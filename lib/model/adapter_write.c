@@ -70,7 +70,8 @@ static void hex(const uint8_t *bytes, char out[33])
 /* The shortest decimal that gives the float back, whatever the locale. */
 static bool real_text(float value, char out[40])
 {
-    json_t *number = json_real((double)value);
+    bxn_locale locale;
+    json_t *number = bxn_locale_enter(&locale) ? json_real((double)value) : NULL;
     size_t n = 0;
     for (size_t digits = 6; digits <= 9 && number != NULL; digits++) {
         n = json_dumpb(number, out, 39, JSON_ENCODE_ANY | JSON_REAL_PRECISION(digits));
@@ -81,6 +82,7 @@ static bool real_text(float value, char out[40])
             break;
     }
     json_decref(number);
+    bxn_locale_leave(&locale);
     out[n < 40 ? n : 0] = '\0';
     return number != NULL && n != 0 && n < 40;
 }

@@ -440,6 +440,14 @@ static bitaxon_status check(const bxn_runner *runner, const bxn_micro_step *step
     return BITAXON_OK;
 }
 
+/* Of what an update divides by, labels or pairs, as many as the micro-step has for each of its rows. */
+static float units_per_row(const bxn_micro_step *step, const bxn_objective_params *objective, const bxn_losses *after,
+                           const bxn_losses *before)
+{
+    uint64_t units = objective->kind == BXN_OBJECTIVE_ORPO ? after->pairs - before->pairs : after->tokens - before->tokens;
+    return (float)((double)units / (double)step->rows);
+}
+
 bitaxon_status bxn_runner_step(bxn_runner *runner, const bxn_micro_step *step, const bxn_objective_params *objective,
                                const bxn_adapters *adapters, const bxn_model_grads *grads, const atomic_int *cancel,
                                bxn_losses *losses, bitaxon_error *error)
@@ -467,6 +475,7 @@ bitaxon_status bxn_runner_step(bxn_runner *runner, const bxn_micro_step *step, c
     status = forward(&r);
     if (status == BITAXON_OK)
         status = objective->kind == BXN_OBJECTIVE_ORPO ? orpo_loss(&r, objective, &sums) : sft_loss(&r, &sums);
+    r.pass.balance *= units_per_row(step, objective, &sums, losses); /* an update divides by units, the op's is per row */
     if (status == BITAXON_OK && grads != NULL)
         status = backward(&r);
     bxn_float_leave(mode);

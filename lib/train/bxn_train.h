@@ -51,7 +51,7 @@ typedef struct bxn_objective_params {
     bxn_objective kind;
     float beta;    /* inside the sigmoid */
     float lambda;  /* weight of the odds-ratio term */
-    float balance; /* of experts, 0 off */
+    float balance; /* of experts, per unit of the loss (label or pair) as the loss itself; 0 off */
 } bxn_objective_params;
 
 /* Sums over what a micro-step or more hold. */
@@ -63,7 +63,7 @@ typedef struct bxn_losses {
     double odds;     /* ORPO: sum of -log sigmoid(beta * log odds) */
     double chosen, rejected; /* ORPO: sums of mean log-probabilities */
     uint64_t preferred;      /* ORPO: pairs whose chosen answer has the larger mean */
-    double balance;  /* sum over MoE sublayers and rows */
+    double balance;  /* sum over MoE sublayers and rows, without its factor */
 } bxn_losses;
 
 /* ---- loss (loss.c) ---------------------------------------------------------------------------- */

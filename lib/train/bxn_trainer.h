@@ -6,6 +6,7 @@
 
 #include <bitaxon/train.h>
 
+#include "io/io.h"
 #include "thermal/bxn_thermal.h"
 #include "train/bxn_dataset.h"
 #include "train/bxn_train.h"
@@ -23,9 +24,10 @@ void bxn_trainer_optimizer(const bitaxon_trainer_params *p, bxn_optimizer *optim
  * adapter changes): what bxn_trainer_measure reads. */
 bitaxon_status bxn_trainer_shapes(bxn_mem *mem, const bxn_model *plan, bxn_model *out, bitaxon_error *error);
 void bxn_trainer_shapes_free(bxn_mem *mem, bxn_model *shapes);
-/* values_bytes, pass_bytes and trainable, of a model or of its shapes; p resolved, rows of a micro-step. */
+/* values_bytes, pass_bytes and trainable, of a model or of its shapes; p resolved, rows of a micro-step. start
+ * (nullable; then the model is its own, no shapes): the adapter that trains, else it is what p plans. */
 void bxn_trainer_measure(const bxn_model *model, const bitaxon_trainer_params *p, uint32_t rows,
-                         bitaxon_train_estimate *out);
+                         const bxn_adapter *start, bitaxon_train_estimate *out);
 uint32_t bxn_trainer_rows(const bitaxon_trainer_params *p); /* of a micro-step at most; 0: too many */
 
 /* ---- the run (trainer.c) --------------------------------------------------------------------- */
@@ -74,6 +76,7 @@ typedef struct bxn_trainer {
     bxn_train_progress at;
     bool stale;  /* what follows from values is to be made again (it lacked memory) */
     bool broken; /* half an update, or half of a checkpoint: nothing of it holds */
+    bool link_lost; /* all_reduce failed within the call */
     bxn_train_point *history;
     size_t history_count, history_room;
 
@@ -85,7 +88,8 @@ typedef struct bxn_trainer {
     bxn_progress progress;
     uint64_t host_float;
 
-    char *home; /* directory of its checkpoints, once there is one */
+    bool settled; /* it has checkpoints, or comes from one, in the directory `home` */
+    bxn_identity home;
 } bxn_trainer;
 
 /* params: resolved; its pointers to handles are not looked at. start: nullable. On failure nothing is held. */
@@ -97,6 +101,8 @@ void bxn_trainer_release(bxn_trainer *trainer);
 bitaxon_status bxn_trainer_step(bxn_trainer *trainer, bitaxon_train_result *result, bitaxon_error *error);
 bitaxon_status bxn_trainer_evaluate(bxn_trainer *trainer, uint64_t max_micro_steps, bitaxon_train_result *result,
                                     bitaxon_error *error);
+/* BAD_STATE when it is broken. */
+bitaxon_status bxn_trainer_usable(const bxn_trainer *trainer, bitaxon_error *error);
 /* What follows from values is up to date; `identify`: the adapter's id too. OUT_OF_MEMORY, SYSTEM; BAD_STATE when broken. */
 bitaxon_status bxn_trainer_settle(bxn_trainer *trainer, bool identify, bitaxon_error *error);
 /* Room for one more point. */
@@ -117,18 +123,22 @@ bitaxon_status bxn_trainer_resume(bxn_trainer *trainer, const char *directory, b
 #define BXN_CHECKPOINT_MANIFEST "manifest.json"
 #define BXN_PATH_MAX 4096
 
-/* The steps of a directory's checkpoints, ascending; leftovers of what was killed are cleared up first: what was not
- * finished goes, what was moved aside for its successor comes back if that is not there. */
-bitaxon_status bxn_checkpoints_list(bxn_mem *mem, const char *directory, uint64_t **steps, size_t *count,
-                                    size_t *room, bitaxon_error *error);
+/* The steps of a directory's checkpoints, ascending; with `change` leftovers of what was killed are cleared up: what
+ * was not finished goes, what was moved aside for its successor comes back if that is not there (and counts here). */
+bitaxon_status bxn_checkpoints_list(bxn_mem *mem, const char *directory, bool change, uint64_t **steps,
+                                    size_t *count, size_t *room, bitaxon_error *error);
+/* The same for one of them by its path. */
+bitaxon_status bxn_checkpoint_bring_back(const char *path, bitaxon_error *error);
 /* Write the manifest of the files in `path`. */
 bitaxon_status bxn_manifest_write(bxn_mem *mem, const char *path, const char *const *names, uint32_t count,
                                   bitaxon_error *error);
 /* FORMAT (naming the file) unless all files of it are there and as they were written. */
 bitaxon_status bxn_manifest_check(bxn_mem *mem, const char *path, const char *const *names, uint32_t count,
                                   bitaxon_error *error);
-/* Put a finished `path` in place as the checkpoint of the step; whole at every moment. */
-bitaxon_status bxn_checkpoint_place(const char *path, const char *directory, uint64_t step, bitaxon_error *error);
+/* Put a finished `path` in place as the checkpoint of the step; whole at every moment. A failure may come when it is
+ * placed already. */
+bitaxon_status bxn_checkpoint_place(const char *path, const char *directory, uint64_t step, bool *placed,
+                                    bitaxon_error *error);
 /* Remove all but the newest `keep`, and those after `step`. Failures are logged: they lose nothing. */
 void bxn_checkpoints_trim(bxn_mem *mem, const char *directory, uint64_t step, uint32_t keep);
 /* DIRECTORY/step_NNNNNNNN + suffix; LIMIT when it is too long. */

@@ -94,7 +94,7 @@ static int by_step(const void *left, const void *right)
 }
 
 /* Unfinished ones go; one that was moved aside comes back when its successor (sorted before it) is not there. */
-static bitaxon_status tidy(listing *l, const char *directory, uint64_t *steps, size_t *count)
+static bitaxon_status tidy(listing *l, const char *directory, bool change, uint64_t *steps, size_t *count)
 {
     char from[BXN_PATH_MAX], to[BXN_PATH_MAX];
     bitaxon_error ignored = BITAXON_ERROR_INIT;
@@ -105,8 +105,14 @@ static bitaxon_status tidy(listing *l, const char *directory, uint64_t *steps, s
             steps[(*count)++] = e->step;
             continue;
         }
+        bool missing = e->kind == ASIDE && (*count == 0 || steps[*count - 1] != e->step);
+        if (!change) {
+            if (missing)
+                steps[(*count)++] = e->step;
+            continue;
+        }
         status = bxn_checkpoint_path(from, directory, e->step, e->kind == ASIDE ? ".old" : ".tmp", l->error);
-        if (status == BITAXON_OK && e->kind == ASIDE && (*count == 0 || steps[*count - 1] != e->step)) {
+        if (status == BITAXON_OK && missing) {
             status = bxn_checkpoint_path(to, directory, e->step, "", l->error);
             if (status == BITAXON_OK)
                 status = bxn_directory_move(from, to, l->error);
@@ -119,8 +125,8 @@ static bitaxon_status tidy(listing *l, const char *directory, uint64_t *steps, s
     return status;
 }
 
-bitaxon_status bxn_checkpoints_list(bxn_mem *mem, const char *directory, uint64_t **steps, size_t *count,
-                                    size_t *room, bitaxon_error *error)
+bitaxon_status bxn_checkpoints_list(bxn_mem *mem, const char *directory, bool change, uint64_t **steps,
+                                    size_t *count, size_t *room, bitaxon_error *error)
 {
     listing l = { .mem = mem, .error = error };
     void *memory = NULL;
@@ -133,7 +139,7 @@ bitaxon_status bxn_checkpoints_list(bxn_mem *mem, const char *directory, uint64_
         bxn_sort(l.entries, l.count, sizeof *l.entries, by_step);
         *steps = memory;
         *room = l.count;
-        status = tidy(&l, directory, *steps, count);
+        status = tidy(&l, directory, change, *steps, count);
     }
     bxn_free(mem, l.entries, l.room * sizeof *l.entries);
     if (status != BITAXON_OK) {
@@ -150,7 +156,7 @@ void bxn_checkpoints_trim(bxn_mem *mem, const char *directory, uint64_t step, ui
     bitaxon_error error = BITAXON_ERROR_INIT;
     uint64_t *steps;
     size_t count, room, present = 0, gone = 0;
-    bitaxon_status status = bxn_checkpoints_list(mem, directory, &steps, &count, &room, &error);
+    bitaxon_status status = bxn_checkpoints_list(mem, directory, true, &steps, &count, &room, &error);
     for (size_t i = 0; i < count; i++)
         present += steps[i] <= step;
     for (size_t i = 0; i < count && status == BITAXON_OK; i++) {
@@ -166,10 +172,21 @@ void bxn_checkpoints_trim(bxn_mem *mem, const char *directory, uint64_t step, ui
         bxn_log(mem, BITAXON_LOG_WARNING, "older checkpoints stay: %s", error.message);
 }
 
-bitaxon_status bxn_checkpoint_place(const char *path, const char *directory, uint64_t step, bitaxon_error *error)
+bitaxon_status bxn_checkpoint_bring_back(const char *path, bitaxon_error *error)
+{
+    char aside[BXN_PATH_MAX];
+    int n = snprintf(aside, sizeof aside, "%s.old", path);
+    return n > 0 && n < BXN_PATH_MAX && !bxn_path_exists(path) && bxn_path_exists(aside)
+               ? bxn_directory_move(aside, path, error)
+               : BITAXON_OK;
+}
+
+bitaxon_status bxn_checkpoint_place(const char *path, const char *directory, uint64_t step, bool *placed,
+                                    bitaxon_error *error)
 {
     char final[BXN_PATH_MAX], aside[BXN_PATH_MAX];
     bitaxon_error ignored = BITAXON_ERROR_INIT;
+    *placed = false;
     bitaxon_status status = bxn_checkpoint_path(final, directory, step, "", error);
     if (status == BITAXON_OK)
         status = bxn_checkpoint_path(aside, directory, step, ".old", error);
@@ -185,6 +202,7 @@ bitaxon_status bxn_checkpoint_place(const char *path, const char *directory, uin
         if (status != BITAXON_OK && before)
             (void)bxn_directory_move(aside, final, &ignored);
     }
+    *placed = status == BITAXON_OK;
     if (status == BITAXON_OK)
         status = bxn_directory_sync(directory, error);
     if (status == BITAXON_OK && before)

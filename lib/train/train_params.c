@@ -259,8 +259,43 @@ static bitaxon_status count_weight(void *user, bxn_weight *weight, const char *n
     return BITAXON_OK;
 }
 
+static bitaxon_status count_array(void *user, const char *name, uint32_t weight_id, size_t offset, uint32_t rows,
+                                  uint32_t cols, size_t ld)
+{
+    uint64_t *values = user;
+    (void)name;
+    (void)weight_id;
+    (void)offset;
+    (void)ld;
+    *values += (uint64_t)rows * cols;
+    return BITAXON_OK;
+}
+
+/* Bytes of an adapter's values and of its gains, and how many values train. */
+static void measure_adapter(const bxn_model *model, const bitaxon_trainer_params *p, const bxn_adapter *start,
+                            uint64_t *values, uint64_t *gains, uint64_t *trainable)
+{
+    bxn_adapter_plan plan;
+    *gains = 0;
+    if (start != NULL) {
+        *trainable = 0;
+        (void)bxn_adapter_each(model, start, count_array, trainable);
+        *values = bxn_alloc_cost(start->floats * sizeof(float));
+        *gains = start->dora ? bxn_alloc_cost(2 * start->gain_floats * sizeof(float)) : 0;
+        return;
+    }
+    bxn_trainer_plan(p, &plan);
+    *values = bxn_adapter_bytes(model, &plan, trainable) - bxn_alloc_cost(model->weight_count * sizeof(bxn_lora));
+    if (plan.dora) { /* magnitudes, gains and norms are of one size */
+        plan.dora = false;
+        *gains = (*values + bxn_alloc_cost(model->weight_count * sizeof(bxn_lora)) -
+                  bxn_adapter_bytes(model, &plan, NULL)) / 3 * 2;
+        *values -= *gains;
+    }
+}
+
 void bxn_trainer_measure(const bxn_model *model, const bitaxon_trainer_params *p, uint32_t rows,
-                         bitaxon_train_estimate *out)
+                         const bxn_adapter *start, bitaxon_train_estimate *out)
 {
     bool full = p->method == BITAXON_TRAIN_FULL, ordered = (p->flags & BITAXON_TRAIN_ORDERED) != 0;
     if (full) {
@@ -271,16 +306,9 @@ void bxn_trainer_measure(const bxn_model *model, const bitaxon_trainer_params *p
         out->values_bytes = bxn_trainable_bytes(model, &out->trainable) + l.scratch +
                             (ordered ? bxn_alloc_cost(bxn_trainable_floats(model) * sizeof(float)) : 0);
     } else { /* gradient, two moments and ORDERED's sum, laid out as the values */
-        bxn_adapter_plan plan;
-        bxn_trainer_plan(p, &plan);
-        uint64_t views = bxn_alloc_cost(model->weight_count * sizeof(bxn_lora));
-        uint64_t bytes = bxn_adapter_bytes(model, &plan, &out->trainable), magnitudes = 0;
-        if (plan.dora) { /* magnitudes, gains and norms are of one size */
-            plan.dora = false;
-            magnitudes = (bytes - bxn_adapter_bytes(model, &plan, NULL)) / 3;
-            bytes -= 2 * magnitudes;
-        }
-        out->values_bytes = (ordered ? 5 : 4) * (bytes - views) + views + 2 * magnitudes +
+        uint64_t values, gains;
+        measure_adapter(model, p, start, &values, &gains, &out->trainable);
+        out->values_bytes = (ordered ? 5 : 4) * values + gains + bxn_alloc_cost(model->weight_count * sizeof(bxn_lora)) +
                             bxn_alloc_cost(model->weight_count * sizeof(bxn_weight_grads));
     }
     out->pass_bytes = bxn_alloc_cost(bxn_runner_bytes(model, rows, full ? 0 : p->rank,

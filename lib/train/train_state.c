@@ -312,6 +312,7 @@ static json_t *integer(uint64_t value) { return json_integer((json_int_t)value);
 static json_t *identity(const bxn_trainer *t)
 {
     static const char *const methods[] = { "", "lora", "dora", "full" };
+    static const char *const accuracies[] = { "", "exact", "near", "fast" };
     const bitaxon_trainer_params *p = &t->params;
     bxn_dataset_facts facts;
     char seed[24];
@@ -321,7 +322,10 @@ static json_t *identity(const bxn_trainer *t)
     snprintf(seed, sizeof seed, "%" PRIu64, p->seed);
     bool fine = set(to, "model", hex(t->source->fingerprint)) && set(to, "data", hex(facts.id)) &&
                 set(to, "method", json_string(methods[p->method])) &&
-                set(to, "objective", json_string(orpo ? "orpo" : "sft")) && set(to, "seed", json_string(seed));
+                set(to, "objective", json_string(orpo ? "orpo" : "sft")) && set(to, "seed", json_string(seed)) &&
+                set(to, "accuracy", json_string(accuracies[t->model->accuracy]));
+    if ((p->flags & BITAXON_TRAIN_NO_ISOLATION) != 0)
+        fine = fine && set(to, "separator", json_integer(t->separator));
     if (!full)
         fine = fine && set(to, "start_adapter", hex(t->start_id)) && set(to, "rank", integer(p->rank)) &&
                set(to, "scale", json_real((double)p->scale)) && set(to, "dropout", json_real((double)p->dropout)) &&
@@ -369,6 +373,8 @@ static const struct {
 };
 enum { COUNTERS = sizeof counters / sizeof counters[0] };
 
+static const char *kernels_of(const bxn_trainer *t) { return bxn_kernels_name(t->model->kernels.features); }
+
 static bitaxon_status write_state(const bxn_trainer *t, const char *path, bitaxon_error *error)
 {
     json_t *root = json_object();
@@ -385,7 +391,10 @@ static bitaxon_status write_state(const bxn_trainer *t, const char *path, bitaxo
         if (t->history[i].evaluation == 0)
             loss = t->history[i].loss;
     fine = fine && set(root, "pending_micro_steps", integer(0)) && set(root, "steps", integer(t->params.steps)) &&
-           set(root, "loss", json_real(loss)) && set(root, "parameters", identity(t));
+           set(root, "loss", json_real(loss)) && set(root, "kernels", json_string(kernels_of(t))) &&
+           set(root, "parameters", identity(t));
+    bxn_locale locale;
+    fine = bxn_locale_enter(&locale) && fine;
     size_t flags = JSON_INDENT(2) | JSON_REAL_PRECISION(17), bytes = fine ? json_dumpb(root, NULL, 0, flags) : 0;
     void *text = NULL;
     bitaxon_status status = bytes != 0
@@ -393,6 +402,7 @@ static bitaxon_status write_state(const bxn_trainer *t, const char *path, bitaxo
                                 : bxn_fail(error, BITAXON_OUT_OF_MEMORY, "out of memory: state of a run");
     if (status == BITAXON_OK && json_dumpb(root, text, bytes, flags) != bytes)
         status = bxn_fail(error, BITAXON_OUT_OF_MEMORY, "out of memory: state of a run");
+    bxn_locale_leave(&locale);
     json_decref(root);
     if (status == BITAXON_OK)
         status = bxn_writer_open(t->mem, path, &writer, error);
@@ -410,7 +420,10 @@ static bitaxon_status write_state(const bxn_trainer *t, const char *path, bitaxo
 
 static void show(const json_t *value, char out[48])
 {
-    size_t n = value == NULL ? 0 : json_dumpb(value, out, 47, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
+    bxn_locale locale;
+    size_t n = bxn_locale_enter(&locale) && value != NULL
+                   ? json_dumpb(value, out, 47, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9)) : 0;
+    bxn_locale_leave(&locale);
     if (n == 0)
         snprintf(out, 48, "%s", value == NULL ? "nothing" : "something else");
     else
@@ -475,6 +488,10 @@ static bitaxon_status read_state(const bxn_trainer *t, const char *path, bxn_tra
         status = bxn_fail(error, BITAXON_FORMAT, "damaged checkpoint: no parameters in %s", path);
     if (status == BITAXON_OK)
         status = compare(t, parameters, path, error);
+    const char *kernels = json_string_value(json_object_get(json.root, "kernels"));
+    if (status == BITAXON_OK && (kernels == NULL || strcmp(kernels, kernels_of(t)) != 0))
+        bxn_log(t->mem, BITAXON_LOG_WARNING, "the checkpoint's kernels were %.40s, here they are %s: the bits of the "
+                "run may differ: %.100s", kernels != NULL ? kernels : "others", kernels_of(t), path);
     bxn_json_free(&json);
     if (status == BITAXON_OK && out->step > t->params.steps)
         return bxn_fail(error, BITAXON_MISMATCH,
@@ -513,11 +530,31 @@ static bitaxon_status copy_directory(bxn_trainer *t, const char *directory, size
     return bxn_copy_text(t->mem, bytes == 0 ? "." : directory, bytes == 0 ? 1 : bytes, "path", out, error);
 }
 
-static void settle_in(bxn_trainer *t, char *home)
+static void settle_in(bxn_trainer *t, const char *home) { t->settled = bxn_path_identity(home, &t->home); }
+
+static bool is_home(const bxn_trainer *t, const char *directory)
 {
-    if (t->home != NULL)
-        bxn_free(t->mem, t->home, strlen(t->home) + 1);
-    t->home = home;
+    bxn_identity found;
+    return t->settled && bxn_path_identity(directory, &found) && found.device == t->home.device &&
+           found.number == t->home.number;
+}
+
+/* Nobody else's checkpoints are in it; what is left over of those that are not is cleared up after that. */
+static bitaxon_status claim(const bxn_trainer *t, const char *home, bitaxon_error *error)
+{
+    uint64_t *steps = NULL;
+    size_t count = 0, room = 0;
+    bitaxon_status status = bxn_checkpoints_list(t->mem, home, false, &steps, &count, &room, error);
+    if (status == BITAXON_OK && count != 0 && !is_home(t, home))
+        status = bxn_fail(error, BITAXON_BAD_STATE,
+                          "%.100s has checkpoints of another run (step %" PRIu64 "): resume from them, or save "
+                          "elsewhere", home, steps[count - 1]);
+    bxn_free(t->mem, steps, room * sizeof *steps);
+    if (status != BITAXON_OK)
+        return status;
+    status = bxn_checkpoints_list(t->mem, home, true, &steps, &count, &room, error);
+    bxn_free(t->mem, steps, room * sizeof *steps);
+    return status;
 }
 
 /* The directory's own name, and those above it, survive a loss of power. */
@@ -537,10 +574,8 @@ bitaxon_status bxn_trainer_save(bxn_trainer *t, const char *directory, uint32_t 
 {
     char path[BXN_PATH_MAX], *home = NULL;
     bitaxon_error ignored = BITAXON_ERROR_INIT;
-    uint64_t *steps = NULL;
-    size_t count = 0, room = 0;
-    bool made = false;
-    bitaxon_status status = bxn_trainer_settle(t, false, error);
+    bool made = false, placed = false;
+    bitaxon_status status = bxn_trainer_usable(t, error);
     if (status == BITAXON_OK)
         status = copy_directory(t, directory, strlen(directory), &home, error);
     bool there = status == BITAXON_OK && bxn_path_exists(home);
@@ -549,11 +584,7 @@ bitaxon_status bxn_trainer_save(bxn_trainer *t, const char *directory, uint32_t 
     if (status == BITAXON_OK && !there)
         status = sync_names(home, error);
     if (status == BITAXON_OK)
-        status = bxn_checkpoints_list(t->mem, home, &steps, &count, &room, error);
-    if (status == BITAXON_OK && count != 0 && (t->home == NULL || strcmp(t->home, home) != 0))
-        status = bxn_fail(error, BITAXON_BAD_STATE,
-                          "%.100s has checkpoints of another run (step %" PRIu64 "): resume from them, or save "
-                          "elsewhere", home, steps[count - 1]);
+        status = claim(t, home, error);
     if (status == BITAXON_OK)
         status = bxn_checkpoint_path(path, home, t->at.step, ".tmp", error);
     if (status == BITAXON_OK) {
@@ -563,18 +594,16 @@ bitaxon_status bxn_trainer_save(bxn_trainer *t, const char *directory, uint32_t 
     if (status == BITAXON_OK)
         status = write_all(t, path, error);
     if (status == BITAXON_OK)
-        status = bxn_checkpoint_place(path, home, t->at.step, error);
-    if (status != BITAXON_OK && made)
+        status = bxn_checkpoint_place(path, home, t->at.step, &placed, error);
+    if (placed) /* it is this run's, even if it may not survive a loss of power */
+        settle_in(t, home);
+    else if (made)
         (void)bxn_directory_remove(path, &ignored);
-    bxn_free(t->mem, steps, room * sizeof *steps);
-    if (status != BITAXON_OK) {
-        if (home != NULL)
-            bxn_free(t->mem, home, strlen(home) + 1);
-        return status;
-    }
-    settle_in(t, home);
-    bxn_checkpoints_trim(t->mem, home, t->at.step, keep == 0 ? KEEP : keep);
-    return BITAXON_OK;
+    if (status == BITAXON_OK)
+        bxn_checkpoints_trim(t->mem, home, t->at.step, keep == 0 ? KEEP : keep);
+    if (home != NULL)
+        bxn_free(t->mem, home, strlen(home) + 1);
+    return status;
 }
 
 /* ---- resume ---------------------------------------------------------------------------------- */
@@ -665,7 +694,7 @@ static bitaxon_status take_newest(bxn_trainer *t, const char *directory, bitaxon
     char path[BXN_PATH_MAX];
     uint64_t *steps;
     size_t count, room;
-    bitaxon_status status = bxn_checkpoints_list(t->mem, directory, &steps, &count, &room, error);
+    bitaxon_status status = bxn_checkpoints_list(t->mem, directory, true, &steps, &count, &room, error);
     if (status != BITAXON_OK)
         return status;
     status = bxn_fail(error, BITAXON_IO, "there is no checkpoint in %s", directory);
@@ -677,7 +706,7 @@ static bitaxon_status take_newest(bxn_trainer *t, const char *directory, bitaxon
         if (status == BITAXON_OK)
             break;
         status = bxn_fail(error, status, "%s", why.message);
-        if ((status != BITAXON_FORMAT && status != BITAXON_IO) || t->broken)
+        if (status != BITAXON_FORMAT && status != BITAXON_IO)
             break;
         bxn_log(t->mem, BITAXON_LOG_WARNING, "%s: the one before it is tried", why.message);
     }
@@ -700,6 +729,8 @@ bitaxon_status bxn_trainer_resume(bxn_trainer *t, const char *directory, bitaxon
     const char *slash = one ? strrchr(path, '/') : NULL;
     size_t parent = !one ? bytes : slash == NULL ? 0 : slash == path ? 1 : (size_t)(slash - path);
     status = copy_directory(t, path, parent, &home, error);
+    if (status == BITAXON_OK && one)
+        status = bxn_checkpoint_bring_back(path, error);
     uint64_t saved = bxn_float_enter();
     if (status == BITAXON_OK)
         status = one ? take(t, path, error) : take_newest(t, path, error);
@@ -711,7 +742,7 @@ bitaxon_status bxn_trainer_resume(bxn_trainer *t, const char *directory, bitaxon
     bxn_free(t->mem, path, strlen(path) + 1);
     if (status == BITAXON_OK)
         settle_in(t, home);
-    else if (home != NULL)
+    if (home != NULL)
         bxn_free(t->mem, home, strlen(home) + 1);
     return status;
 }

@@ -203,8 +203,6 @@ void bxn_trainer_release(bxn_trainer *t)
     bxn_free(mem, t->history, t->history_room * sizeof *t->history);
     if (t->targets != NULL)
         bxn_free(mem, t->targets, strlen(t->targets) + 1);
-    if (t->home != NULL)
-        bxn_free(mem, t->home, strlen(t->home) + 1);
     memset(t, 0, sizeof *t);
 }
 
@@ -232,15 +230,20 @@ static void remember(bxn_trainer *t, const bitaxon_train_result *r, bool evaluat
         (bxn_train_point){ r->step, r->loss, r->learning_rate, r->gradient_norm, evaluation };
 }
 
+bitaxon_status bxn_trainer_usable(const bxn_trainer *t, bitaxon_error *error)
+{
+    return !t->broken ? BITAXON_OK
+                      : bxn_fail(error, BITAXON_BAD_STATE,
+                                 "the trainer's values are of no use since a failure: resume from a checkpoint");
+}
+
 bitaxon_status bxn_trainer_settle(bxn_trainer *t, bool identify, bitaxon_error *error)
 {
-    if (t->broken)
-        return bxn_fail(error, BITAXON_BAD_STATE,
-                        "the trainer's values are of no use since a failure: resume from a checkpoint");
-    if (t->trainable != NULL || !(t->stale || identify))
-        return BITAXON_OK;
+    bitaxon_status status = bxn_trainer_usable(t, error);
+    if (status != BITAXON_OK || t->trainable != NULL || !(t->stale || identify))
+        return status;
     uint64_t saved = bxn_float_enter();
-    bitaxon_status status = bxn_adapter_updated(t->model, &t->adapter, identify, NULL, error);
+    status = bxn_adapter_updated(t->model, &t->adapter, identify, NULL, error);
     bxn_float_leave(saved);
     t->stale = t->stale && status != BITAXON_OK;
     return status;
@@ -251,6 +254,7 @@ static uint64_t enter(bxn_trainer *t, uint64_t *energy)
 {
     uint64_t now = bxn_now_ns(t->mem);
     *energy = 0;
+    t->link_lost = false;
     if (t->thermal != NULL) {
         if (t->use.since_ns != 0)
             t->use.since_ns += now - t->left_ns;
@@ -272,7 +276,7 @@ static bitaxon_status leave(bxn_trainer *t, bitaxon_train_result *r, uint64_t be
     r->step_ns = t->left_ns - began;
     if (status == BITAXON_OK || status == BITAXON_CANCELLED)
         atomic_store(&t->cancel, 0); /* spent: it was not for the next call */
-    if (status == BITAXON_SYSTEM && !t->broken)
+    if (status == BITAXON_SYSTEM && !t->broken && !t->link_lost)
         return bxn_fail(error, status, "the host's executor failed at update %llu; nothing has changed",
                         (unsigned long long)t->at.step);
     return status;
@@ -440,10 +444,11 @@ static bitaxon_status all_reduce(bxn_trainer *t, double *sums, bitaxon_error *er
     bitaxon_status status = t->params.all_reduce(t->params.all_reduce_user, t->parameters->grad, t->parameters->floats,
                                                  sums, SUMS);
     bxn_float_enter();
+    t->link_lost = status != BITAXON_OK;
     if (status == BITAXON_OK)
         return status;
     return bxn_fail(error, status < 0 && status >= BITAXON_INTERNAL ? status : BITAXON_SYSTEM,
-                    "update %llu: the sum over all machines failed (%d)", (unsigned long long)t->at.step, (int)status);
+                    "update %llu: the sum over all machines failed (%d); nothing has changed", (unsigned long long)t->at.step, (int)status);
 }
 
 /* One micro-step of each machine, behind those that `sum` and `sums` have. Machine 0 puts its own behind them, the

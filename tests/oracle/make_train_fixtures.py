@@ -361,7 +361,7 @@ def train(run, config, values, adapter, data, dtype):
                 own, count = orpo(logp, labels, documents, run["beta"], run["lambda"])
             else:
                 own, count = -logp.sum(), int((labels >= 0).sum())
-            (own + run.get("balance", 0.0) * model.balance).backward()
+            (own + run.get("balance", 0.0) * model.balance * count / len(tokens)).backward()
             loss, weight = loss + float(own.detach()), weight + count
         if first is None:
             first = {n: (torch.zeros_like(t) if t.grad is None else t.grad).detach().numpy().copy()
@@ -388,10 +388,10 @@ RUNS = {
     "orpo_nf4": dict(LORA, model="configs/nf4", seed=5, lr=2e-3, min_lr=2e-4, objective="orpo", beta=0.5, **{"lambda": 0.8}),
     # Gradients of one update: what the five leave out (odd sizes, one tap, a window of one, untied
     # head, final norm, rotary position, no shared expert, many layers).
-    "grad_extensions": dict(ONCE, model="configs/extensions", seed=6, balance=0.02),
-    "grad_odd_sizes": dict(ONCE, model="configs/odd_sizes", seed=17),
+    "grad_extensions": dict(ONCE, model="configs/extensions", seed=6),
+    "grad_odd_sizes": dict(ONCE, model="configs/odd_sizes", seed=17, balance=0.5),
     "grad_one_expert": dict(ONCE, model="configs/one_expert", seed=8),
-    "grad_window_one": dict(ONCE, model="configs/window_one", seed=9, objective="orpo", beta=1.0, **{"lambda": 0.1}),
+    "grad_window_one": dict(ONCE, model="configs/window_one", seed=9, objective="orpo", beta=1.0, balance=0.5, **{"lambda": 0.1}),
     "grad_dora_half": dict(ONCE, model="configs/half_types", seed=10, rank=3, scale=1.5, dora=True, exact=True),
 }
 
