@@ -3,7 +3,7 @@
  * it generates and learns, and that says what it did and what it cost.
  *
  * Nothing runs by itself: a session asks once per token (and per tile of a prompt), a
- * trainer once per micro-step, and sensors are read at most every sample_ms, from WARM on every 50 ms. The
+ * trainer once per micro-step, and sensors are read at most every sample_ms (50). The
  * decision is a pure function of the parameters, the readings and the clock:
  *
  *   band      entered at   left below   what happens
@@ -110,7 +110,7 @@ typedef struct bitaxon_thermal_params {
     int32_t hot_mc, hot_leave_mc;
     int32_t critical_mc, critical_leave_mc;
     uint32_t dwell_ms;  /* 0: 2000 */
-    uint32_t sample_ms; /* 0: 250; at least 10; from WARM on 50 at most */
+    uint32_t sample_ms; /* 0: 50; at least 10; from WARM on 50 at most; slow sensors are read less often */
     uint32_t stale_ms;  /* 0: 10000 */
     uint32_t no_sensor; /* BITAXON_NO_SENSOR_* */
     uint32_t duty_percent;   /* 1 to 100 of the time is worked; 0: 100 */

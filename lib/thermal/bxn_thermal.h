@@ -124,6 +124,7 @@ typedef struct bxn_thermal {
     bitaxon_reading reading;
     bool sampled;
     uint64_t sample_ns, last_ns;
+    uint64_t reading_ns; /* that the last reading took */
     uint32_t duty_percent;
     double max_tokens_per_second;
     bxn_sensors sensors;

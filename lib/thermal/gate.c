@@ -13,7 +13,9 @@
 
 #define MS 1000000u
 #define SLICE_NS (20u * MS)
-#define WARM_SAMPLE_NS (50u * MS) /* HOT is reached through WARM: it is noticed so soon */
+#define SAMPLE_NS (50u * MS)       /* a machine that becomes hot is noticed so soon */
+#define SLOW_SAMPLE_NS (250u * MS) /* of slow sensors, while it is not warm: each reading waits 2000 times as long
+                                    * as it takes, so that it costs a twentieth of a percent */
 #define LONGEST_REST_NS 10000000000u /* of one gate: a long step at a low duty is not slept out whole */
 
 static void system_sleep(void *user, uint64_t ns)
@@ -47,7 +49,9 @@ static void remember(bxn_thermal *t, uint64_t now, bool changed)
 static bool sample(bxn_thermal *t, uint64_t now, bool force)
 {
     bool warm = t->decision.band != BITAXON_BAND_NORMAL;
-    uint64_t wait = warm && t->sample_ns > WARM_SAMPLE_NS ? WARM_SAMPLE_NS : t->sample_ns;
+    uint64_t least = t->reading_ns < SLOW_SAMPLE_NS / 2000 ? 2000 * t->reading_ns : SLOW_SAMPLE_NS;
+    uint64_t wait = t->sample_ns > least ? t->sample_ns : least;
+    wait = warm && wait > SAMPLE_NS ? SAMPLE_NS : wait;
     if (t->sampled && !force && now >= t->last_ns && now - t->last_ns < wait)
         return false;
     bitaxon_reading reading = {.struct_size = sizeof reading};
@@ -55,6 +59,8 @@ static bool sample(bxn_thermal *t, uint64_t now, bool force)
         bxn_sensors_read(&t->sensors, &reading);
     else if (t->read(t->user, &reading) != 0)
         reading.known = 0;
+    uint64_t read_at = bxn_now_ns(&t->mem);
+    t->reading_ns = read_at > now ? read_at - now : 0;
     bxn_decision before = t->decision;
     bool first = !t->sampled;
     t->decision = bxn_policy_step(&t->policy, &t->state, &reading, now);
@@ -307,8 +313,8 @@ bitaxon_status bxn_thermal_init(bxn_thermal *t, const bitaxon_thermal_params *pa
         status = bxn_mem_init(&t->mem, params->host, 0, error);
     if (status != BITAXON_OK)
         return status;
-    t->sample_ns = (uint64_t)(params->sample_ms != 0 ? params->sample_ms : 250) * MS;
-    t->history_step_ns = t->sample_ns;
+    t->sample_ns = (uint64_t)(params->sample_ms != 0 ? params->sample_ms : SAMPLE_NS / MS) * MS;
+    t->history_step_ns = t->sample_ns > SLOW_SAMPLE_NS ? t->sample_ns : SLOW_SAMPLE_NS;
     t->duty_percent = params->duty_percent != 0 ? params->duty_percent : 100;
     t->max_tokens_per_second = params->max_tokens_per_second;
     t->read = params->read;

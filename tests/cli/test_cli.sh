@@ -336,7 +336,7 @@ mkdir -p "$rapl"
 echo package-0 >"$rapl/name"
 echo 0 >"$rapl/energy_uj"
 n=0
-while n=$((n + 5000)) && [ $n -lt 5000000 ]; do # 5 mJ every 10 ms, for 10 s
+while n=$((n + 5000)) && [ $n -lt 300000000 ]; do # 5 mJ every 10 ms, until it is killed
     echo $n >"$rapl/energy_uj.new" && mv "$rapl/energy_uj.new" "$rapl/energy_uj"
     sleep 0.01
 done &
@@ -573,6 +573,15 @@ check "nothing to undo" grep -q 'nothing to take back' "$err"
 check "file that is missing" grep -q 'no-such-file' "$err"
 check "/save without a name" grep -q '/save needs a file name' "$err"
 if command -v script >/dev/null 2>&1 && script -qec true /dev/null >/dev/null 2>&1 </dev/null; then
+    last="temperature in the progress line"
+    mkdir -p "$dir/cool/${zone#"$dir/sensors/"}"
+    cp "$zone/type" "$dir/cool/${zone#"$dir/sensors/"}/type"
+    echo 61000 >"$dir/cool/${zone#"$dir/sensors/"}/temp"
+    i=0
+    while [ $((i += 1)) -le 2000 ]; do echo "Line $i of a text that takes a while to read."; done >"$dir/long.txt"
+    TERM=vt100 timeout 100 script -qec \
+        "exec $bin eval $mini $dir/long.txt --threads 1 --sensor-root $dir/cool" /dev/null >"$out" 2>"$err" </dev/null
+    check "temperature in the progress line" grep -q 'left  61 C NORMAL' "$out"
     last="chat on a terminal"
     { sleep 1; printf 'Hello\n'; sleep 1; printf 'exit\n'; sleep 1; } | TERM=vt100 timeout 20 \
         script -qec "exec $bin chat $mini --seed 11 --max-tokens 3" /dev/null >"$out" 2>"$err"

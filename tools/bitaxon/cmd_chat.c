@@ -431,6 +431,7 @@ int cmd_chat(int argc, char **argv)
         }
         if (code == TOOL_OK) {
             code = tool_thermal_open(&args.thermal, &state.thermal);
+            state.progress.thermal = state.thermal;
         }
         if (code == TOOL_OK) {
             code = open_chat(&state, argv[first]);

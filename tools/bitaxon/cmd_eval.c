@@ -291,6 +291,7 @@ int cmd_eval(int argc, char **argv)
     }
     if (code == TOOL_OK) {
         code = tool_thermal_open(&args.thermal, &state.thermal);
+        state.progress.thermal = state.thermal;
     }
     if (code == TOOL_OK) {
         code = open_session(&state, argv[first]);

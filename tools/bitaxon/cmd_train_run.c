@@ -229,7 +229,7 @@ static void time_text(double seconds, char buffer[32])
 static void show(train_state *state, const char *doing, bool now)
 {
     uint64_t time = tool_now_ns();
-    char heat[TOOL_NUMBER_BYTES] = "", left[32];
+    char heat[TOOL_HEAT_BYTES] = "", left[32];
     if (state->args->quiet ||
         (!now && time - state->drawn_ns < (state->terminal ? REDRAW_NS : LINE_NS))) {
         return;
@@ -245,7 +245,7 @@ static void show(train_state *state, const char *doing, bool now)
                 state->seconds > 0 ? state->rows / state->seconds : 0, state->learning_rate, left);
     }
     if (state->thermal != NULL) {
-        tool_thermal_short(state->thermal, heat);
+        tool_thermal_short(state->thermal, state->read, heat);
     }
     fprintf(stderr, "%s%s%s%s%s", heat[0] != '\0' ? "  " : "", heat, doing[0] != '\0' ? "  " : "",
             doing, state->terminal ? "\033[K" : "\n");

@@ -95,6 +95,7 @@ typedef struct tool_progress {
     uint64_t start_ns;
     uint64_t start_done;
     uint64_t shown_ns;
+    struct bitaxon_thermal *thermal; /* nullable: its state follows the line when tokens are counted */
 } tool_progress;
 
 /* Progress appears on standard error when that is a terminal, and nowhere else. */

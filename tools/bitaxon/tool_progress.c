@@ -3,6 +3,7 @@
  * error when that is a terminal, at most ten times a second and not before a third of a
  * second has passed; in a pipe nothing is drawn. */
 #include "tool.h"
+#include "tool_thermal.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -74,8 +75,13 @@ void tool_progress_show(tool_progress *progress, int32_t stage, const char *verb
             }
         }
     }
+    char heat[TOOL_HEAT_BYTES] = "";
+    if (progress->thermal != NULL && strcmp(unit, "tokens") == 0) {
+        tool_thermal_short(progress->thermal, done, heat);
+    }
     double percent = total != 0 ? 100.0 * (double)done / (double)total : 0.0;
-    fprintf(stderr, "\r%s %3.0f%%  %s, %s/s%s\033[K", verb, percent, have, speed, left);
+    fprintf(stderr, "\r%s %3.0f%%  %s, %s/s%s%s%s\033[K", verb, percent, have, speed, left,
+            heat[0] != '\0' ? "  " : "", heat);
     fflush(stderr);
 }
 

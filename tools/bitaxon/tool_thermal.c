@@ -160,13 +160,22 @@ void tool_thermal_json(json_t *object, bitaxon_thermal *thermal, const bitaxon_s
     tool_json_set(object, "thermal", out);
 }
 
-void tool_thermal_short(bitaxon_thermal *thermal, char buffer[TOOL_NUMBER_BYTES])
+void tool_thermal_short(bitaxon_thermal *thermal, uint64_t tokens, char buffer[TOOL_HEAT_BYTES])
 {
     bitaxon_thermal_status s = status_of(thermal);
-    buffer[0] = '\0';
+    char heat[24] = "", waits[32] = "", energy[32] = "";
+    double waited = (double)(s.paused_ns + s.rested_ns) / 1e9;
     if (s.known & BITAXON_READ_TEMPERATURE) {
-        snprintf(buffer, TOOL_NUMBER_BYTES, "%.0f C %s", s.temperature_mc / 1000.0, tool_band_name(s.band));
+        snprintf(heat, sizeof heat, "%.0f C %s", s.temperature_mc / 1000.0, tool_band_name(s.band));
     }
+    if (waited >= 0.5) {
+        snprintf(waits, sizeof waits, "%spaused %.0f s", heat[0] != '\0' ? ", " : "", waited);
+    }
+    if ((s.known & BITAXON_READ_ENERGY) && tokens != 0) {
+        snprintf(energy, sizeof energy, "%s%.3g J/token", heat[0] != '\0' || waits[0] != '\0' ? ", " : "",
+                 (double)s.energy_uj / 1e6 / (double)tokens);
+    }
+    snprintf(buffer, TOOL_HEAT_BYTES, "%s%s%s", heat, waits, energy);
 }
 
 void tool_thermal_report(bitaxon_thermal *thermal, uint64_t tokens)

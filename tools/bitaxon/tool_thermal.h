@@ -61,8 +61,9 @@ const char *tool_reason_text(uint32_t reason);
 char *tool_thermal_text(bitaxon_thermal *thermal, const char *key);
 /* What a policy knows and did, as a member "thermal" of a JSON object. stats: nullable. */
 void tool_thermal_json(json_t *object, bitaxon_thermal *thermal, const bitaxon_stats *stats);
-/* "52.3 C NORMAL" for progress lines; empty when no temperature is known. */
-void tool_thermal_short(bitaxon_thermal *thermal, char buffer[TOOL_NUMBER_BYTES]);
+/* "76 C WARM, paused 3 s, 0.35 J/token" for progress lines: what is known of it, of `tokens` so far. */
+enum { TOOL_HEAT_BYTES = 96 };
+void tool_thermal_short(bitaxon_thermal *thermal, uint64_t tokens, char buffer[TOOL_HEAT_BYTES]);
 /* Lines of a table on standard output: temperature, pauses, energy, of which `tokens` have each a
  * part; what is not known is left out. thermal may be NULL. */
 void tool_thermal_report(bitaxon_thermal *thermal, uint64_t tokens);
