@@ -69,6 +69,7 @@ typedef struct world {
     uint64_t now, slept;
     double celsius, cooling; /* degrees; degrees a second of sleep */
     uint64_t energy_uj;
+    uint64_t reading_ns; /* what a reading takes */
     atomic_int *cancel_at_sleep;
     int sleeps;
 } world;
@@ -92,6 +93,7 @@ static int32_t world_read(void *user, bitaxon_reading *out)
     out->known = BITAXON_READ_TEMPERATURE | BITAXON_READ_ENERGY;
     out->temperature_mc = (int32_t)(w->celsius * 1000);
     out->energy_uj = w->energy_uj;
+    w->now += w->reading_ns;
     return 0;
 }
 
@@ -182,14 +184,14 @@ static void test_graded_rest(void **state)
     bitaxon_thermal_free(thermal);
 }
 
-/* HOT out of WARM is noticed by the first token that begins 50 ms later, whatever sample_ms is. */
-static void test_reaction(void **state)
+/* HOT is noticed by the first token that begins 50 ms later: out of NORMAL, and out of WARM whatever
+ * sample_ms is. */
+static void reaction_from(double celsius, uint32_t sample_ms)
 {
-    (void)state;
     static const uint64_t tokens[] = {1, 7, 40, 90, 400}; /* ms */
     for (size_t i = 0; i < sizeof tokens / sizeof tokens[0]; i++) {
-        world w = {.celsius = 76, .cooling = 0};
-        bitaxon_thermal *thermal = policy_in(&w, (bitaxon_thermal_params){0});
+        world w = {.celsius = celsius, .cooling = 0};
+        bitaxon_thermal *thermal = policy_in(&w, (bitaxon_thermal_params){.sample_ms = sample_ms});
         bxn_thermal_use use = {0};
         uint64_t begun = w.now, hot = begun + 1003000000u;
         while (w.slept == 0) {
@@ -202,6 +204,41 @@ static void test_reaction(void **state)
         }
         bitaxon_thermal_status s = status_of(thermal);
         assert_true(s.paused_ns > 0);
+        bitaxon_thermal_free(thermal);
+    }
+}
+
+static void test_reaction(void **state)
+{
+    (void)state;
+    reaction_from(40, 0);
+    reaction_from(76, 0);
+    reaction_from(76, 1000);
+}
+
+/* A sensor that takes 60 us is read every 120 ms, one that takes 5 ms every 250 ms; when it is warm, both
+ * every 50 ms. */
+static void test_slow_sensors(void **state)
+{
+    (void)state;
+    static const struct {
+        double celsius;
+        uint64_t takes_us, every_ms;
+    } cases[] = {{40, 1, 50}, {40, 60, 120}, {40, 5000, 250}, {76, 60, 50}, {76, 5000, 50}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        world w = {.celsius = cases[i].celsius, .cooling = 0, .reading_ns = cases[i].takes_us * 1000};
+        bitaxon_thermal *thermal = policy_in(&w, (bitaxon_thermal_params){0});
+        bxn_thermal_use use = {0};
+        uint64_t begun = w.now;
+        for (int ms = 0; ms < 3000; ms++) {
+            assert_int_equal(bxn_thermal_gate(&thermal->core, &use, 1, NULL, NULL, NULL), BITAXON_OK);
+            w.now += 1000000u;
+        }
+        double passed = (double)(w.now - begun) / 1e6, want = passed / (double)cases[i].every_ms;
+        double readings = (double)status_of(thermal).samples;
+        if (readings > 1.05 * want + 2 || readings < 0.85 * want - 2)
+            fail_msg("%g C, %u us a reading: %g readings, not %g", cases[i].celsius, (unsigned)cases[i].takes_us,
+                     readings, want);
         bitaxon_thermal_free(thermal);
     }
 }
@@ -348,7 +385,7 @@ static void test_batch_rests_once(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_graded_rest),         cmocka_unit_test(test_reaction),
+        cmocka_unit_test(test_graded_rest),         cmocka_unit_test(test_reaction), cmocka_unit_test(test_slow_sensors),
         cmocka_unit_test(test_cancel_in_real_time), cmocka_unit_test(test_overhead),
         cmocka_unit_test(test_batch_rests_once),
     };
