@@ -110,7 +110,7 @@ typedef struct bitaxon_thermal_params {
     int32_t hot_mc, hot_leave_mc;
     int32_t critical_mc, critical_leave_mc;
     uint32_t dwell_ms;  /* 0: 2000 */
-    uint32_t sample_ms; /* 0: 50; at least 10; from WARM on 50 at most; slow sensors are read less often */
+    uint32_t sample_ms; /* 0: 50, and more for slow sensors; at least 10; from WARM on 50 at most */
     uint32_t stale_ms;  /* 0: 10000 */
     uint32_t no_sensor; /* BITAXON_NO_SENSOR_* */
     uint32_t duty_percent;   /* 1 to 100 of the time is worked; 0: 100 */

@@ -124,6 +124,7 @@ typedef struct bxn_thermal {
     bitaxon_reading reading;
     bool sampled;
     uint64_t sample_ns, last_ns;
+    bool sample_given;   /* by the host: then sensors that are slow are read as often, too */
     uint64_t reading_ns; /* that the last reading took */
     uint32_t duty_percent;
     double max_tokens_per_second;

@@ -14,8 +14,8 @@
 #define MS 1000000u
 #define SLICE_NS (20u * MS)
 #define SAMPLE_NS (50u * MS)       /* a machine that becomes hot is noticed so soon */
-#define SLOW_SAMPLE_NS (250u * MS) /* of slow sensors, while it is not warm: each reading waits 2000 times as long
-                                    * as it takes, so that it costs a twentieth of a percent */
+#define SLOW_SAMPLE_NS (250u * MS) /* of slow sensors, while it is not warm and the host gives no time: each reading
+                                    * waits 2000 times as long as it takes, for a twentieth of a percent */
 #define LONGEST_REST_NS 10000000000u /* of one gate: a long step at a low duty is not slept out whole */
 
 static void system_sleep(void *user, uint64_t ns)
@@ -50,7 +50,7 @@ static bool sample(bxn_thermal *t, uint64_t now, bool force)
 {
     bool warm = t->decision.band != BITAXON_BAND_NORMAL;
     uint64_t least = t->reading_ns < SLOW_SAMPLE_NS / 2000 ? 2000 * t->reading_ns : SLOW_SAMPLE_NS;
-    uint64_t wait = t->sample_ns > least ? t->sample_ns : least;
+    uint64_t wait = t->sample_ns > least || t->sample_given ? t->sample_ns : least;
     wait = warm && wait > SAMPLE_NS ? SAMPLE_NS : wait;
     if (t->sampled && !force && now >= t->last_ns && now - t->last_ns < wait)
         return false;
@@ -314,6 +314,7 @@ bitaxon_status bxn_thermal_init(bxn_thermal *t, const bitaxon_thermal_params *pa
     if (status != BITAXON_OK)
         return status;
     t->sample_ns = (uint64_t)(params->sample_ms != 0 ? params->sample_ms : SAMPLE_NS / MS) * MS;
+    t->sample_given = params->sample_ms != 0;
     t->history_step_ns = t->sample_ns > SLOW_SAMPLE_NS ? t->sample_ns : SLOW_SAMPLE_NS;
     t->duty_percent = params->duty_percent != 0 ? params->duty_percent : 100;
     t->max_tokens_per_second = params->max_tokens_per_second;
