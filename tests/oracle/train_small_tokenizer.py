@@ -16,17 +16,17 @@ Text: three Debian packages whose text is free of conditions or carries a permis
 
 The result is the same, byte for byte, on every run.
 """
-import gzip
 import json
 import os
 import re
-import struct
 import subprocess
 import sys
 import tempfile
-import zlib
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../tools/mini"))
+import texts
 
 SIZE = 4096
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -35,50 +35,8 @@ PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\
 
 
 def austen(root):
-    """The six novels, a string each. R's lazy-load data base: Rdata.rdx (gzip) holds integer
-    pairs (offset, length) into Rdata.rdb; a record there is a big-endian length and a zlib
-    stream of one XDR character vector, whose elements are flags (ending in 0x09), length, bytes."""
-    base = os.path.join(root, "usr/lib/R/site-library/janeaustenr/data/Rdata")
-    with gzip.open(base + ".rdx") as file:
-        index = file.read()
-    with open(base + ".rdb", "rb") as file:
-        data = file.read()
-    novels = []
-    for pair in re.finditer(rb"\0\0\0\r\0\0\0\x02(.{4})(.{4})", index, re.S):
-        offset, length = (struct.unpack(">I", group)[0] for group in pair.groups())
-        vector = zlib.decompress(data[offset + 4:offset + length])
-        at = re.search(rb"\0\0\0\x10(?=....\0[\0\x04][\0\x80]\t)", vector, re.S).end()
-        count, at = struct.unpack(">i", vector[at:at + 4])[0], at + 4
-        lines = []
-        for _ in range(count):
-            flags, size = struct.unpack(">Ii", vector[at:at + 8])
-            assert flags & 0xFF == 9 and size >= 0
-            lines.append(vector[at + 8:at + 8 + size].decode())
-            at += 8 + size
-        # The lines of a paragraph are joined; an empty line divides paragraphs.
-        novels.append(re.sub(r"(?<!\n)\n(?!\n)", " ", "\n".join(lines)) + "\n")
-    assert len(novels) == 6, f"expected six novels, found {len(novels)}"
-    return novels
-
-
-def bible(root):
-    """One string per testament; a SWORD zText module. *.bzs: (offset, bytes, bytes unpacked) of
-    each block in *.bzz; *.bzv: (block, offset, bytes) of each verse."""
-    base = os.path.join(root, "usr/share/sword/modules/texts/ztext/engWEB2015eb")
-    books = []
-    for name in ("ot", "nt"):
-        with open(os.path.join(base, name + ".bzs"), "rb") as file:
-            blocks = list(struct.iter_unpack("<III", file.read()))
-        with open(os.path.join(base, name + ".bzz"), "rb") as file:
-            packed = file.read()
-        text = b"".join(zlib.decompress(packed[o:o + n]) for o, n, _ in blocks if n)
-        text = text.decode("utf-8", "replace")
-        text = re.sub(r"<(note|title)\b.*?</\1>", " ", text, flags=re.S)
-        text = re.sub(r"</?(div|chapter|milestone|lg?)\b[^>]*>", " ", text)
-        text = re.sub(r"<[^>]*>", "", text)
-        text = re.sub(r"\s+", " ", text)
-        books.append(re.sub(r" (?=[,.;:?!])", "", text))
-    return books
+    """The six novels, a string each: the lines of a paragraph are joined."""
+    return [re.sub(r"(?<!\n)\n(?!\n)", " ", text) + "\n" for text in texts.novels(root)]
 
 
 def wordnet(root):
@@ -100,8 +58,8 @@ def main():
         for name in sorted(os.listdir(packages)):
             if name.endswith(".deb"):
                 subprocess.run(["dpkg", "-x", os.path.join(packages, name), root], check=True)
-        texts = austen(root) + bible(root) + wordnet(root)
-    for text in texts:
+        learned = austen(root) + texts.bible(root) + wordnet(root)
+    for text in learned:
         print(f"{len(text):9d} characters: {text[:60]!r}")
 
     tokenizer = Tokenizer(models.BPE())
@@ -113,7 +71,7 @@ def main():
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=SIZE - len(SPECIALS), show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    lines = [line for text in texts for line in text.splitlines(keepends=True)]
+    lines = [line for text in learned for line in text.splitlines(keepends=True)]
     tokenizer.train_from_iterator(lines, trainer)
     tokenizer.add_special_tokens(SPECIALS)
 

@@ -75,10 +75,10 @@ def train(texts, size):
                 else:
                     out.append(word[at])
                     at += 1
-            for now in zip(out, out[1:]):
-                pairs[now] += often[i]
-                where[now].add(i)
-                changed.add(now)
+            for made in zip(out, out[1:]):
+                pairs[made] += often[i]
+                where[made].add(i)
+                changed.add(made)
             words[i] = out
         for old in changed:
             heapq.heappush(heap, (-pairs[old], old))

@@ -7,7 +7,7 @@ figures, card. One command, a fixed seed, Debian packages as the only source of 
 
 DIR keeps every step's result; run again, finished steps are left alone, and training goes on from
 its newest checkpoint. The model appears in DIR/mini (quantised) and DIR/float. --quick makes a
-small model of stories alone, in about a minute, by the same steps: the tests run that.
+small model of stories alone by the same steps: the tests run that.
 
 Needs python3, python3-regex, apt-get (not with --quick), xz and 7z for the comparison in the card.
 """
@@ -96,7 +96,7 @@ def make_texts(work, plan):
     if plan["definitions"]:
         root = texts.fetch(work)
         novels = texts.austen(root)
-        bible = texts.bible(root)
+        bible = [book.strip() + "\n" for book in texts.bible(root)]
         cut = [len(book) * 9 // 10 for book in bible]
         prose = [text for title, text in sorted(novels.items()) if title != HELD_OUT_NOVEL]
         prose += [texts.sawyer(root)] + [book[:at] for book, at in zip(bible, cut)]

@@ -35,8 +35,8 @@ def fetch(folder):
     return root
 
 
-def austen(root):
-    """{title: text}. R's lazy-load data base: Rdata.rdx (gzip) holds integer pairs (offset, length)
+def novels(root):
+    """The lines of each novel, joined, in the order of the package. R's lazy-load data base: Rdata.rdx (gzip) holds integer pairs (offset, length)
     into Rdata.rdb; a record there is a big-endian length and a zlib stream of one XDR character
     vector, whose elements are flags (ending in 0x09), length, bytes."""
     base = os.path.join(root, "usr/lib/R/site-library/janeaustenr/data/Rdata")
@@ -44,7 +44,7 @@ def austen(root):
         index = file.read()
     with open(base + ".rdb", "rb") as file:
         data = file.read()
-    novels = {}
+    found = []
     for pair in re.finditer(rb"\0\0\0\r\0\0\0\x02(.{4})(.{4})", index, re.S):
         offset, length = (struct.unpack(">I", group)[0] for group in pair.groups())
         vector = zlib.decompress(data[offset + 4:offset + length])
@@ -56,12 +56,19 @@ def austen(root):
             assert flags & 0xFF == 9 and size >= 0
             lines.append(vector[at + 8:at + 8 + size].decode())
             at += 8 + size
-        text = paragraphs("\n".join(lines))
+        found.append("\n".join(lines))
+    assert len(found) == 6, f"expected six novels, found {len(found)}"
+    return found
+
+
+def austen(root):
+    """{title: text}."""
+    titled = {}
+    for text in map(paragraphs, novels(root)):
         title = next((t for t in NOVELS if t.lower() in text[:400].lower()), None)
-        assert title is not None and title not in novels, text[:80]
-        novels[title] = text
-    assert len(novels) == 6, f"expected six novels, found {len(novels)}"
-    return novels
+        assert title is not None and title not in titled, text[:80]
+        titled[title] = text
+    return titled
 
 
 def paragraphs(text):
@@ -95,7 +102,7 @@ def bible(root):
         text = re.sub(r"</?(div|chapter|milestone|lg?)\b[^>]*>", " ", text)
         text = re.sub(r"<[^>]*>", "", text)
         text = re.sub(r"\s+", " ", text)
-        books.append(re.sub(r" (?=[,.;:?!])", "", text).strip() + "\n")
+        books.append(re.sub(r" (?=[,.;:?!])", "", text))
     return books
 
 
