@@ -249,6 +249,18 @@ static void test_power(void **state)
     assert_int_equal(d.reason, BITAXON_REASON_TEMPERATURE);
 }
 
+/* Field by field: what lies between the fields may differ. */
+static void assert_same_decision(const bxn_decision *a, const bxn_decision *b)
+{
+    assert_int_equal(a->band, b->band);
+    assert_int_equal(a->action, b->action);
+    assert_int_equal(a->reason, b->reason);
+    assert_int_equal(a->stale, b->stale);
+    assert_int_equal(a->slope_mc_per_s, b->slope_mc_per_s);
+    assert_int_equal(a->rest_permille, b->rest_permille);
+    assert_int_equal(a->narrow, b->narrow);
+}
+
 static void test_clock(void **state)
 {
     (void)state;
@@ -271,9 +283,12 @@ static void test_clock(void **state)
     for (int i = 0; i < 200; i++) {
         double c = 40 + (i * 37 % 61);
         bxn_decision a = feel(&one, 0.7, c), b = feel(&two, 0.7, c);
-        assert_memory_equal(&a, &b, sizeof a);
+        assert_same_decision(&a, &b);
     }
-    assert_memory_equal(&one.state, &two.state, sizeof one.state);
+    assert_int_equal(one.state.transitions, two.state.transitions);
+    assert_true(one.state.transitions > 10);
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(one.state.band_ns[i], two.state.band_ns[i]);
 }
 
 static void test_bad_params(void **state)

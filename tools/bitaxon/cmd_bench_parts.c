@@ -13,6 +13,7 @@
 
 enum {
     DECODE_TOKENS = 16, /* of a round */
+    METERED_NS = 30000000, /* of a round with an energy counter, which is read every 10 ms */
     BATCH_TOKENS = 8,
     BATCH_PROMPT = 64,
     FIRST_PROMPT = 512,
@@ -433,7 +434,9 @@ int bench_measure_decode(bench_run *run, uint64_t context, const char *key, cons
     bench_row *energy = bench_row_add(run, BENCH_JOULES, energy_key, "  energy (RAPL)");
     double used = 0;
     uint64_t metered = 0;
-    uint64_t need = (uint64_t)rounds * (DECODE_TOKENS + 1);
+    uint32_t room = ROOM / rounds - 1;
+    uint32_t most = run->meter != NULL && room > DECODE_TOKENS ? room : DECODE_TOKENS;
+    uint64_t need = (uint64_t)rounds * (most + 1);
     uint64_t at = bitaxon_session_position(run->session);
     bool full = context >= run->facts.window; /* then any later position is as good */
     if (context + need > run->facts.context) {
@@ -472,7 +475,9 @@ int bench_measure_decode(bench_run *run, uint64_t context, const char *key, cons
         bench_watch(run->session);
         double before = joules(run);
         uint64_t start = tool_now_ns();
-        for (int t = 0; t < DECODE_TOKENS && status == BITAXON_OK; t++) {
+        uint32_t tokens = 0;
+        for (; status == BITAXON_OK && (tokens < DECODE_TOKENS || (tokens < most && tool_now_ns() - start < METERED_NS));
+             tokens++) {
             int32_t token;
             bytes += bench_weights_bytes(&run->facts, 1) +
                      cache_bytes(&run->facts, bitaxon_session_position(run->session));
@@ -481,12 +486,12 @@ int bench_measure_decode(bench_run *run, uint64_t context, const char *key, cons
         double seconds = (double)(tool_now_ns() - start) * 1e-9;
         bench_watch(NULL);
         if (status == BITAXON_OK) {
-            bench_add(&row->value, DECODE_TOKENS / seconds);
+            bench_add(&row->value, tokens / seconds);
             bench_add(&row->rate, bytes / seconds);
             bench_add(&row->limit, limit);
-            run->decode_rate = DECODE_TOKENS / seconds;
+            run->decode_rate = tokens / seconds;
             used += joules(run) - before;
-            metered += DECODE_TOKENS;
+            metered += tokens;
         }
     }
     if (used > 0) { /* of all rounds together: the counter's steps are coarse */
