@@ -104,6 +104,8 @@ static int check_args(const train_args *args, bitaxon_trainer_params *p, int32_t
         wrong = "--exact-norm is for --method dora";
     } else if (p->optimizer == BITAXON_OPTIMIZER_MUON && !full) {
         wrong = "--optimizer muon is for --method full";
+    } else if (p->optimizer != BITAXON_OPTIMIZER_MUON && args->other_learning_rate > 0) {
+        wrong = "--other-learning-rate is for --optimizer muon";
     } else if (p->objective != BITAXON_OBJECTIVE_ORPO &&
                (args->paper || args->beta_given || args->lambda_given)) {
         wrong = "--beta, --lambda and --paper are for --objective orpo";
@@ -134,6 +136,7 @@ static void fill_params(const train_args *args, bitaxon_trainer_params *p)
     p->seed = args->seed;
     p->learning_rate = args->learning_rate;
     p->min_learning_rate = args->min_learning_rate;
+    p->other_learning_rate = args->other_learning_rate;
     p->weight_decay = args->weight_decay > 0 ? args->weight_decay : -1; /* 0 would be a default */
     p->max_norm = args->max_norm > 0 ? args->max_norm : -1;
     p->orpo_beta = args->paper ? 1.0f : (float)args->beta;
@@ -609,6 +612,8 @@ int cmd_train(int argc, char **argv)
          "updates in which the rate rises (default: 100, at most a\ntenth of all)", &args.warmup,
          0, TOOL_MAX_INTEGER, &args.warmup_given},
         REAL("learning-rate", &args.learning_rate, 1e-12, 100, NULL, "highest (default: 1e-4)"),
+        REAL("other-learning-rate", &args.other_learning_rate, 0, 100, NULL,
+             "muon: highest of what AdamW takes (default: the same)"),
         REAL("min-learning-rate", &args.min_learning_rate, 0, 100, NULL,
              "at the end of the cosine (default: 0)"),
         REAL("weight-decay", &args.weight_decay, 0, 0.999, NULL, "(default: 0.01)"),

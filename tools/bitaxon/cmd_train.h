@@ -15,7 +15,7 @@ typedef struct train_args {
     const char *method, *objective, *adapter, *targets, *optimizer, *mask, *validation, *preset;
     uint32_t rank, block, usual_block, blocks, accumulate, keep;
     double alpha, scale, dropout;
-    double epochs, learning_rate, min_learning_rate, weight_decay, max_norm, balance, beta, lambda;
+    double epochs, learning_rate, other_learning_rate, min_learning_rate, weight_decay, max_norm, balance, beta, lambda;
     uint64_t steps, warmup, eval_every, eval_batches, save_every, seed;
     bool rank_given, accumulate_given, alpha_given, scale_given, dropout_given, epochs_given, warmup_given;
     bool beta_given, lambda_given;

@@ -19,7 +19,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import bpe
@@ -29,11 +28,13 @@ import texts
 SEED = 1
 FULL = {
     "vocab": 4096, "stories": 60000, "definitions": 20000, "questions": 1000, "preset": "mini",
-    "steps": 2400, "block": 1024, "blocks": 4, "accumulate": 2, "rate": 3e-3, "warmup": 100,
+    "block": 1024, "blocks": 4, "warmup": 100,
+    "read": {"steps": 1800, "rate": 3e-3, "mask": "all"}, "answer": {"steps": 600, "rate": 1e-3, "mask": "content"},
 }
 QUICK = {
     "vocab": 512, "stories": 400, "definitions": 0, "questions": 20, "preset": None,
-    "steps": 30, "block": 256, "blocks": 2, "accumulate": 1, "rate": 5e-3, "warmup": 3,
+    "block": 256, "blocks": 2, "warmup": 3,
+    "read": {"steps": 24, "rate": 5e-3, "mask": "all"}, "answer": {"steps": 6, "rate": 1e-3, "mask": "content"},
 }
 QUICK_CONFIG = {
     "vocab_size": 512, "hidden_dim": 64, "num_layers": 3, "num_heads": 2, "d_source_model": 64, "ssm_d_state": 4,
@@ -123,27 +124,44 @@ def all_text(work):
             yield record.get("text") or "\n".join(m["content"] for m in record["messages"])
 
 
-def make_float(work, plan, bitaxon):
-    say("model: random start, then training of all parameters")
-    start, out = os.path.join(work, "start"), os.path.join(work, "float")
-    if not os.path.isdir(start):
-        shape = ["--preset", plan["preset"]] if plan["preset"] else ["--config", os.path.join(work, "config.json")]
-        if not plan["preset"]:
-            with open(shape[1], "w", encoding="utf-8") as file:
-                json.dump(QUICK_CONFIG, file)
-        run(bitaxon, "new", *shape, "--seed", str(SEED), "--tokenizer", os.path.join(work, "tokenizer"), start)
-    train = os.path.join(work, "train")
-    flags = ["--method", "full", "--mask", "all", "--optimizer", plan.get("optimizer", "adamw"), "--seed", str(SEED),
-             "--steps", str(plan["steps"]), "--warmup", str(plan["warmup"]), "--learning-rate", str(plan["rate"]),
-             "--min-learning-rate", str(plan["rate"] / 20), "--weight-decay", "0.1", "--balance", "0.01",
-             "--block", str(plan["block"]), "--blocks", str(plan["blocks"]), "--accumulate", str(plan["accumulate"]),
-             "--save-every", str(max(10, plan["steps"] // 20)), "--eval-every", str(max(10, plan["steps"] // 20)),
-             "--validation", os.path.join(work, "valid.jsonl"), "--output", train]
-    saved = os.path.join(train, "checkpoints")
+def make_start(work, plan, bitaxon, start):
+    say("model: random start")
+    shape = ["--preset", plan["preset"]] if plan["preset"] else ["--config", os.path.join(work, "config.json")]
+    if not plan["preset"]:
+        with open(shape[1], "w", encoding="utf-8") as file:
+            json.dump(QUICK_CONFIG, file)
+    run(bitaxon, "new", *shape, "--seed", str(SEED), "--tokenizer", os.path.join(work, "tokenizer"), start)
+
+
+def train(work, plan, bitaxon, start, stage, out):
+    """All parameters of START learn: first to read every text, then to answer what is asked."""
+    part = plan[stage]
+    every = str(max(3, part["steps"] // 6))
+    say(f"training: {stage}")
+    folder = os.path.join(work, stage)
+    flags = ["--method", "full", "--mask", part["mask"], "--seed", str(SEED), "--steps", str(part["steps"]),
+             "--warmup", str(plan["warmup"]), "--learning-rate", str(part["rate"]),
+             "--min-learning-rate", str(part["rate"] / 20), "--weight-decay", "0.1", "--balance", "0.01",
+             "--block", str(plan["block"]), "--blocks", str(plan["blocks"]), "--accumulate", "1",
+             "--save-every", every, "--eval-every", every, "--validation", os.path.join(work, "valid.jsonl"),
+             "--output", folder]
+    saved = os.path.join(folder, "checkpoints")
     if os.path.isdir(saved) and any(re.fullmatch(r"step_\d+(\.old)?", name) for name in os.listdir(saved)):
         flags.append("--resume")
     run(bitaxon, "train", start, os.path.join(work, "train.jsonl"), *flags)
-    shutil.move(os.path.join(train, "model"), out)
+    shutil.move(os.path.join(folder, "model"), out)
+
+
+def trained(work):
+    """Tokens seen and seconds spent, as the logs of training tell."""
+    seen = {"tokens": 0, "seconds": 0.0}
+    for stage in ("read", "answer"):
+        with open(os.path.join(work, stage, "metrics.jsonl"), encoding="utf-8") as file:
+            for line in file:
+                record = json.loads(line)
+                seen["tokens"] += 0 if record.get("evaluation") else record.get("rows", 0)
+                seen["seconds"] += record.get("seconds", 0)
+    return seen
 
 
 def json_of(*command):
@@ -189,7 +207,6 @@ def main():
     plan = QUICK if args.quick else FULL
     work, bitaxon = os.path.abspath(args.work), os.path.abspath(args.bitaxon)
     os.makedirs(work, exist_ok=True)
-    began = time.monotonic()
     if not os.path.exists(os.path.join(work, "train.jsonl")):
         say("texts")
         make_texts(work, plan)
@@ -198,8 +215,12 @@ def main():
         say(f"vocabulary of {plan['vocab']}")
         bpe.write(bpe.train(all_text(work), plan["vocab"]), plan["vocab"], tokenizer + ".new")
         os.rename(tokenizer + ".new", tokenizer)
-    if not os.path.isdir(os.path.join(work, "float")):
-        make_float(work, plan, bitaxon)
+    models = [os.path.join(work, name) for name in ("start", "reader", "float")]
+    if not os.path.isdir(models[0]):
+        make_start(work, plan, bitaxon, models[0])
+    for i, stage in enumerate(("read", "answer")):
+        if not os.path.isdir(models[i + 1]):
+            train(work, plan, bitaxon, models[i], stage, models[i + 1])
     mini = os.path.join(work, "mini")
     if not os.path.isdir(mini):
         say("quantise")
@@ -207,7 +228,7 @@ def main():
     say("figures")
     found = figures(work, plan, bitaxon, mini)
     found["size"] = sum(os.path.getsize(os.path.join(mini, name)) for name in os.listdir(mini))
-    found["seconds"] = round(time.monotonic() - began)
+    found["training"] = trained(work)
     with open(os.path.join(work, "figures.json"), "w", encoding="utf-8") as file:
         json.dump(found, file, indent=2)
         file.write("\n")
