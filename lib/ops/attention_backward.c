@@ -31,16 +31,17 @@ static uint32_t width(const bxn_attention *p)
     return p->heads * p->head_dim;
 }
 
-static buffers take_buffers(bxn_scratch *scratch, const bxn_attention *p, uint32_t rows)
+/* home: of what the forward may leave for the backward. */
+static buffers take_buffers(bxn_scratch *home, bxn_scratch *scratch, const bxn_attention *p, uint32_t rows)
 {
     /* 16 more, lest rows a power of two apart drive each other out of the cache. */
     buffers b = { .ld = bxn_round_up(width(p), BXN_UNIT_COLS) + 16 };
-    b.q = bxn_scratch_rows(scratch, rows, b.ld);
-    b.k = bxn_scratch_rows(scratch, rows, b.ld);
-    b.v = bxn_scratch_rows(scratch, rows, b.ld);
-    b.o = bxn_scratch_rows(scratch, rows, b.ld);
-    b.top = bxn_scratch_rows(scratch, p->heads, rows);
-    b.inverse = bxn_scratch_rows(scratch, p->heads, rows);
+    b.q = bxn_scratch_rows(home, rows, b.ld);
+    b.k = bxn_scratch_rows(home, rows, b.ld);
+    b.v = bxn_scratch_rows(home, rows, b.ld);
+    b.o = bxn_scratch_rows(home, rows, b.ld);
+    b.top = bxn_scratch_rows(home, p->heads, rows);
+    b.inverse = bxn_scratch_rows(home, p->heads, rows);
     b.delta = bxn_scratch_rows(scratch, p->heads, rows);
     b.scratch_floats = bxn_round_up(bxn_attention_train_scratch(p->head_dim), 16);
     b.scratch = bxn_scratch_rows(scratch, TASKS, b.scratch_floats);
@@ -53,12 +54,19 @@ size_t bxn_attention_train_bytes(const bxn_attention *p, uint32_t rows, uint32_t
     bxn_scratch count = { 0 };
     size_t most = 0;
     (void)full; /* gradients of weights go straight to their arrays */
-    take_buffers(&count, p, rows);
+    take_buffers(&count, &count, p, rows);
     for (size_t i = 0; i < sizeof weights / sizeof weights[0]; i++) {
         size_t bytes = bxn_train_linear_bytes(weights[i], rank, rows);
         most = bytes > most ? bytes : most;
     }
     return count.most + most;
+}
+
+size_t bxn_attention_kept_bytes(const bxn_attention *p, uint32_t rows)
+{
+    bxn_scratch kept = { 0 }, scratch = { 0 };
+    take_buffers(&kept, &scratch, p, rows);
+    return kept.most;
 }
 
 /* The document that a row belongs to. */
@@ -264,12 +272,14 @@ static bitaxon_status attend(bxn_train_pass *pass, const bxn_attention *p, const
 bitaxon_status bxn_attention_train(bxn_train_pass *pass, const bxn_attention *p, const float *n, size_t ldn, float *r,
                                    size_t ldr)
 {
-    const size_t used = pass->scratch.used;
-    buffers b = take_buffers(&pass->scratch, p, pass->rows);
+    const size_t used = pass->scratch.used, kept = pass->kept.used;
+    bxn_scratch *home = pass->keep == BXN_KEEP_LEAVE ? &pass->kept : &pass->scratch;
+    buffers b = take_buffers(home, &pass->scratch, p, pass->rows);
     bitaxon_status status = attend(pass, p, n, ldn, &b);
     if (status == BITAXON_OK)
         status = bxn_train_linear(pass, &p->o_proj, b.o, b.ld, pass->rows, r, ldr);
     pass->scratch.used = used;
+    pass->kept.used = kept;
     return status;
 }
 
@@ -349,10 +359,11 @@ static bitaxon_status backward_out(bxn_train_pass *pass, const bxn_attention *p,
 bitaxon_status bxn_attention_backward(bxn_train_pass *pass, const bxn_attention *p, const float *n, size_t ldn,
                                       float *dr, size_t lddr, float *dn, size_t lddn)
 {
-    const size_t used = pass->scratch.used;
+    const size_t used = pass->scratch.used, kept = pass->kept.used;
     const uint32_t rows = pass->rows;
-    buffers b = take_buffers(&pass->scratch, p, rows);
-    bitaxon_status status = attend(pass, p, n, ldn, &b);
+    const bool found = pass->keep == BXN_KEEP_FIND;
+    buffers b = take_buffers(found ? &pass->kept : &pass->scratch, &pass->scratch, p, rows);
+    bitaxon_status status = found ? BITAXON_OK : attend(pass, p, n, ldn, &b);
     if (status == BITAXON_OK)
         status = backward_out(pass, p, &b, n, ldn, dr, lddr, dn, lddn);
     if (status == BITAXON_OK)
@@ -372,5 +383,6 @@ bitaxon_status bxn_attention_backward(bxn_train_pass *pass, const bxn_attention 
     if (status == BITAXON_OK)
         status = bxn_linear_backward(pass, &p->q_proj, n, ldn, b.k, b.ld, b.q, b.ld, rows, dn, lddn, true);
     pass->scratch.used = used;
+    pass->kept.used = kept;
     return status;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ssm_backward.c - the state-space mixer in training: the twin of ssm.c for whole documents, and its gradients
- * (spec 3.4, appendix B). Called by the forward and backward of the model. Nothing is kept between the two: the
- * backward computes in_proj, convolution, x_proj and scan again, and of the scan keeps the states at chunk
- * starts. Buffers are used again where what they held is spent: y lies over xc, which a second convolution
+ * (spec 3.4, appendix B). Called by the forward and backward of the model. Unless the forward left them
+ * (bxn_keep), the backward computes in_proj, convolution, x_proj and scan again, and of the scan keeps the
+ * states at chunk starts. Buffers are used again where what they held is spent: y lies over xc, which a second convolution
  * brings back; gradients of z and x lie over z and x.
  *
  * A document begins with zeros for its state and its tail. Channels are shared out among threads; sums over
@@ -39,7 +39,9 @@ static bool magnitude_trains(const bxn_train_pass *pass, const bxn_weight *w)
 
 /* ---- buffers ---------------------------------------------------------------------------- */
 
-static void take_forward(ssm_train *c, const bxn_ssm *p, bxn_scratch *scratch, size_t rows)
+/* home: of what a backward needs too. starts: states at the starts of chunks are kept. */
+static void take_forward(ssm_train *c, const bxn_ssm *p, bxn_scratch *home, bxn_scratch *scratch, size_t rows,
+                         bool starts)
 {
     c->p = p;
     c->ld_2e = bxn_round_up(2 * (uint64_t)p->channels, BXN_UNIT_COLS);
@@ -49,9 +51,11 @@ static void take_forward(ssm_train *c, const bxn_ssm *p, bxn_scratch *scratch, s
     c->ld_d = bxn_round_up(p->out_proj.rows, BXN_UNIT_COLS);
     c->state = (size_t)p->channels16 * p->states;
     c->blocks = (p->channels + BLOCK - 1) / BLOCK;
-    c->xz = bxn_scratch_rows(scratch, rows, c->ld_2e);
-    c->xc = bxn_scratch_rows(scratch, rows, c->ld_e);
-    c->bcd = bxn_scratch_rows(scratch, rows, c->ld_bcd);
+    c->xz = bxn_scratch_rows(home, rows, c->ld_2e);
+    c->xc = bxn_scratch_rows(home, rows, c->ld_e);
+    c->bcd = bxn_scratch_rows(home, rows, c->ld_bcd);
+    if (starts)
+        c->starts = bxn_scratch_rows(home, rows / BXN_SCAN_CHUNK, c->state); /* as many, however rows are cut */
     c->zeros = bxn_scratch_rows(scratch, (size_t)p->states + p->taps - 1, p->channels16);
     c->h = bxn_scratch_rows(scratch, p->states, p->channels16);
 }
@@ -62,7 +66,6 @@ static void take_backward(ssm_train *c, bxn_scratch *scratch, size_t rows, bool 
     c->r = out_result ? bxn_scratch_rows(scratch, rows, c->ld_d) : NULL;
     c->dxc = bxn_scratch_rows(scratch, rows, c->ld_e);
     c->dbcd = bxn_scratch_rows(scratch, rows, c->ld_bcd);
-    c->starts = bxn_scratch_rows(scratch, rows / BXN_SCAN_CHUNK, c->state); /* as many, however rows are cut */
     c->carry = bxn_scratch_rows(scratch, 1, c->state);
     c->room = bxn_scratch_rows(scratch, c->blocks, bxn_scan_backward_floats(c->p->states));
     c->parts = bxn_scratch_rows(scratch, c->blocks * rows, c->width);
@@ -75,13 +78,21 @@ size_t bxn_ssm_train_bytes(const bxn_ssm *p, uint32_t rows, uint32_t rank, bool 
     const bxn_weight *weights[3] = { &p->in_proj, &p->x_proj, &p->out_proj };
     size_t most = 0;
     (void)full;
-    take_forward(&c, p, &scratch, rows);
+    take_forward(&c, p, &scratch, &scratch, rows, true);
     take_backward(&c, &scratch, rows, magnitudes, magnitudes);
     for (size_t i = 0; i < 3; i++) {
         size_t bytes = bxn_train_linear_bytes(weights[i], rank, rows);
         most = bytes > most ? bytes : most;
     }
     return scratch.most + most;
+}
+
+size_t bxn_ssm_kept_bytes(const bxn_ssm *p, uint32_t rows)
+{
+    bxn_scratch kept = { 0 }, scratch = { 0 };
+    ssm_train c = { 0 };
+    take_forward(&c, p, &kept, &scratch, rows, true);
+    return kept.most;
 }
 
 /* ---- forward ------------------------------------------------------------------------------ */
@@ -132,11 +143,15 @@ static bitaxon_status convolve(ssm_train *c)
     return bxn_ranges_run(&c->pass->exec, &item, 1, convolve_task, c);
 }
 
+static void clear_zeros(const ssm_train *c)
+{
+    memset(c->zeros, 0, ((size_t)c->p->states + c->p->taps - 1) * c->p->channels16 * sizeof(float));
+}
+
 /* y over xc; with what leads to it: xz, bcd. */
 static bitaxon_status run_scan(bxn_train_pass *pass, ssm_train *c, const float *n, size_t ldn)
 {
     const bxn_ssm *p = c->p;
-    memset(c->zeros, 0, ((size_t)p->states + p->taps - 1) * p->channels16 * sizeof(float));
     bxn_pad_rows(c->xz, c->ld_2e, 2 * p->channels, pass->rows);
     bxn_pad_rows(c->xc, c->ld_e, p->channels, pass->rows);
     bitaxon_status status = bxn_train_linear(pass, &p->in_proj, n, ldn, pass->rows, c->xz, c->ld_2e);
@@ -150,13 +165,16 @@ static bitaxon_status run_scan(bxn_train_pass *pass, ssm_train *c, const float *
 
 bitaxon_status bxn_ssm_train(bxn_train_pass *pass, const bxn_ssm *p, const float *n, size_t ldn, float *r, size_t ldr)
 {
-    const size_t used = pass->scratch.used;
+    const size_t used = pass->scratch.used, kept = pass->kept.used;
+    const bool leave = pass->keep == BXN_KEEP_LEAVE;
     ssm_train c = { .pass = pass };
-    take_forward(&c, p, &pass->scratch, pass->rows);
+    take_forward(&c, p, leave ? &pass->kept : &pass->scratch, &pass->scratch, pass->rows, leave);
+    clear_zeros(&c);
     bitaxon_status status = run_scan(pass, &c, n, ldn);
     if (status == BITAXON_OK)
         status = bxn_train_linear(pass, &p->out_proj, c.xc, c.ld_e, pass->rows, r, ldr);
     pass->scratch.used = used;
+    pass->kept.used = kept;
     return status;
 }
 
@@ -275,7 +293,8 @@ static bitaxon_status backward(bxn_train_pass *pass, ssm_train *c, const float *
     bxn_pad_rows(c->dxz, c->ld_2e, 2 * p->channels, rows);
     bxn_pad_rows(c->dxc, c->ld_e, p->channels, rows);
     bxn_pad_rows(c->dbcd, c->ld_bcd, (uint32_t)c->width, rows);
-    bitaxon_status status = run_scan(pass, c, n, ldn);
+    clear_zeros(c);
+    bitaxon_status status = pass->keep == BXN_KEEP_FIND ? BITAXON_OK : run_scan(pass, c, n, ldn);
     if (status == BITAXON_OK && c->r != NULL)
         status = bxn_train_linear(pass, &p->out_proj, c->xc, c->ld_e, rows, c->r, c->ld_d);
     if (status == BITAXON_OK)
@@ -304,12 +323,13 @@ bitaxon_status bxn_ssm_backward(bxn_train_pass *pass, const bxn_ssm *p, const bx
                                 size_t ldn, float *dr, size_t lddr, float *dn, size_t lddn)
 {
     static const bxn_sublayer_grads none;
-    const size_t used = pass->scratch.used;
+    const size_t used = pass->scratch.used, kept = pass->kept.used;
     ssm_train c = { .pass = pass, .grads = grads != NULL ? grads : &none };
-    take_forward(&c, p, &pass->scratch, pass->rows);
+    take_forward(&c, p, pass->keep == BXN_KEEP_FIND ? &pass->kept : &pass->scratch, &pass->scratch, pass->rows, true);
     take_backward(&c, &pass->scratch, pass->rows, magnitude_trains(pass, &p->in_proj),
                   magnitude_trains(pass, &p->out_proj));
     bitaxon_status status = backward(pass, &c, n, ldn, dr, lddr, dn, lddn);
     pass->scratch.used = used;
+    pass->kept.used = kept;
     return status;
 }

@@ -52,12 +52,21 @@ typedef struct bxn_sublayer_grads {
 
 /* ---- pass --------------------------------------------------------------------------------- */
 
+/* Whether a mixer's backward computes again what its forward had in its buffers, or finds it in `kept`. */
+typedef enum bxn_keep {
+    BXN_KEEP_NOTHING, /* computes it again */
+    BXN_KEEP_LEAVE,   /* this forward leaves it there */
+    BXN_KEEP_FIND     /* this backward is the next op after such a forward to use `kept`: it spends what is there */
+} bxn_keep;
+
 typedef struct bxn_train_pass {
     bxn_exec exec; /* phase PREFILL; ops of training use no workspace of it */
     uint32_t rows;
     const bxn_document *documents;
     uint32_t document_count;
     bxn_scratch scratch;
+    bxn_scratch kept; /* bxn_ssm_kept_bytes, bxn_attention_kept_bytes; read and written as `keep` says */
+    bxn_keep keep;
     const bxn_weight_grads *grads; /* [weights of the model] by id - 1; NULL: none train */
     /* Load balancing of experts (Fedus et al. 2021, eq. 4): balance * X * sum over e of f_e P_e per MoE
      * sublayer, over all rows of the pass, times `rows`; its gradient goes with that of the result. 0: off. */
@@ -130,5 +139,8 @@ bitaxon_status bxn_moe_backward(bxn_train_pass *pass, const bxn_moe *p, uint32_t
 size_t bxn_ssm_train_bytes(const bxn_ssm *p, uint32_t rows, uint32_t rank, bool magnitudes, bool full);
 size_t bxn_attention_train_bytes(const bxn_attention *p, uint32_t rows, uint32_t rank, bool full);
 size_t bxn_moe_train_bytes(const bxn_moe *p, uint32_t rows, uint32_t rank, bool full);
+/* Bytes of `kept` that a forward may leave. */
+size_t bxn_ssm_kept_bytes(const bxn_ssm *p, uint32_t rows);
+size_t bxn_attention_kept_bytes(const bxn_attention *p, uint32_t rows);
 
 #endif

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* backward.c - one micro-step through the whole model: forward, loss, backward. Called by the trainer.
  * Of the forward only the residual stream before every second sublayer is kept (before each where that is
- * little); everything else is computed again by the backward of each op, and so is the stream between.
+ * little); everything else is computed again by the backward of each op, and so is the stream between: the
+ * buffers of the mixer that is run again for it stay until its own backward.
  * All buffers lie in one block of a size that follows from the configuration (bxn_runner_bytes), so that a
  * step allocates nothing. Whatever the number of threads, every sum has one order. */
 #include <string.h>
@@ -21,9 +22,11 @@ static bxn_weight shape(uint32_t rows, uint32_t cols)
                          .dense = { .dtype = BXN_F32, .rows = rows, .cols = cols } };
 }
 
-/* Scratch that the largest op of the model takes, whatever form its weights have. Only shapes are looked
- * at, which are those of the configuration: a model of which headers alone were read gives the same. */
-static size_t scratch_bytes(const bxn_config *config, uint32_t rows, uint32_t rank, bool magnitudes, bool full)
+/* Scratch that the largest op of the model takes, whatever form its weights have; with kept (nullable) also
+ * room before it for what mixers of layers of two leave, whose bytes it gets. Only shapes are looked at, which
+ * are those of the configuration: a model of which headers alone were read gives the same. */
+static size_t scratch_bytes(const bxn_config *config, uint32_t rows, uint32_t rank, bool magnitudes, bool full,
+                            size_t *kept)
 {
     uint32_t D = config->hidden_dim, S = config->d_source_model, E = D * config->ssm_expand;
     uint32_t N = config->ssm_d_state, X = config->moe_num_experts, I = config->moe_intermediate_dim;
@@ -42,19 +45,29 @@ static size_t scratch_bytes(const bxn_config *config, uint32_t rows, uint32_t ra
     bxn_model ends = { .config = *config, .embed = shape(config->vocab_size, S), .input_proj = shape(D, S),
                        .output_proj = shape(S, D), .head = shape(config->vocab_size, S) };
     size_t copy = bxn_round_up(rows * bxn_round_up(D, BXN_UNIT_COLS) * sizeof(float), BXN_ALIGN); /* op_backward */
-    size_t bytes = bxn_loss_bytes(&ends, rows);
+    size_t bytes = bxn_loss_bytes(&ends, rows), left = 0, beside = 0; /* by mixers, and what is used meanwhile */
     bytes = most(bytes, bxn_train_linear_bytes(&ends.input_proj, rank, rows));
     bytes = most(bytes, bxn_train_linear_bytes(&ends.output_proj, rank, rows));
     for (uint32_t i = 0; i < config->num_layers; i++) {
         bxn_layer_kind kind = bxn_config_layer(config, i);
         if (i > 0 && kind == bxn_config_layer(config, i - 1))
             continue;
-        bytes = most(bytes, kind != BXN_LAYER_SWA_MOE ? bxn_ssm_train_bytes(&ssm, rows, rank, magnitudes, full)
-                                                      : bxn_attention_train_bytes(&attention, rows, rank, full) + copy);
-        if (kind != BXN_LAYER_SSM)
-            bytes = most(bytes, bxn_moe_train_bytes(&moe, rows, rank, full));
+        bool attends = kind == BXN_LAYER_SWA_MOE;
+        size_t mixer = attends ? bxn_attention_train_bytes(&attention, rows, rank, full) + copy
+                               : bxn_ssm_train_bytes(&ssm, rows, rank, magnitudes, full);
+        bytes = most(bytes, mixer);
+        if (kind != BXN_LAYER_SSM) {
+            size_t leaves = attends ? bxn_attention_kept_bytes(&attention, rows) : bxn_ssm_kept_bytes(&ssm, rows);
+            size_t experts = bxn_moe_train_bytes(&moe, rows, rank, full);
+            bytes = most(bytes, experts);
+            left = most(left, leaves);
+            beside = most(beside, most(mixer - leaves, experts));
+        }
     }
-    return bytes;
+    if (kept == NULL)
+        return bytes;
+    *kept = left;
+    return most(bytes, left + beside);
 }
 
 /* Layers of one sublayer; they are the first. */
@@ -71,12 +84,13 @@ static size_t place(const bxn_config *config, uint32_t rows, uint32_t rank, bool
 {
     runner->ld_d = bxn_round_up(config->hidden_dim, BXN_UNIT_COLS);
     runner->ld_s = bxn_round_up(config->d_source_model, BXN_UNIT_COLS);
-    runner->scratch.bytes = scratch_bytes(config, rows, rank, magnitudes, full);
     runner->single = single_layers(config);
     uint32_t sublayers = 2 * config->num_layers - runner->single;
     uint32_t kept = config->num_layers - runner->single / 2; /* of single layers every other */
     size_t d = rows * runner->ld_d * sizeof(float), wide = most(d, rows * runner->ld_s * sizeof(float));
-    runner->every = sublayers * d <= KEEP_BYTES;
+    runner->every = sublayers * d <= KEEP_BYTES; /* then nothing runs again but in its own backward */
+    runner->kept = 0;
+    runner->scratch.bytes = scratch_bytes(config, rows, rank, magnitudes, full, runner->every ? NULL : &runner->kept);
     const struct {
         void *slot; /* of the pointer to set */
         size_t bytes;
@@ -291,12 +305,21 @@ static bitaxon_status sublayer_backward(run *r, uint32_t i)
     const bxn_sublayer_grads *grads = r->grads->sublayers != NULL ? &r->grads->sublayers[i] : &frozen;
     bxn_runner *b = r->runner;
     bitaxon_status status = BITAXON_OK;
-    if (stream_at(r, i) == b->mid) /* the stream behind a mixer, once more */
+    bool found = r->pass.keep == BXN_KEEP_FIND, leaves = false;
+    if (stream_at(r, i) == b->mid) { /* the stream behind a mixer, whose own backward is the next */
+        leaves = sub->op == BXN_OP_MOE; /* two mixers at once would take more room than all others */
+        r->pass.scratch.used = leaves ? b->kept : 0;
+        r->pass.keep = leaves ? BXN_KEEP_LEAVE : BXN_KEEP_NOTHING;
         status = sublayer_forward(r, i - 1);
+        r->pass.keep = BXN_KEEP_NOTHING;
+    }
     if (status == BITAXON_OK)
         status = norm_rows(r, stream_at(r, i), sub->norm);
     if (status == BITAXON_OK)
         status = op_backward(r, sub, grads);
+    if (found)
+        r->pass.scratch.used = 0;
+    r->pass.keep = leaves ? BXN_KEEP_FIND : BXN_KEEP_NOTHING;
     if (status == BITAXON_OK)
         status = bxn_norm_backward(&r->pass, stream_at(r, i), r->ld, sub->norm, r->dim, r->eps, b->dn, r->ld,
                                    r->pass.rows, b->dx, r->ld, grads->norm);
@@ -465,8 +488,8 @@ bitaxon_status bxn_runner_step(bxn_runner *runner, const bxn_micro_step *step, c
     run r = { .pass = { .exec = { .kernels = &model->kernels, .pool = runner->pool, .cancel = cancel,
                                   .adapters = adapters, .error = error },
                         .rows = step->rows, .documents = step->documents, .document_count = step->document_count,
-                        .scratch = runner->scratch, .grads = grads != NULL ? grads->weights : NULL,
-                        .balance = objective->balance },
+                        .scratch = runner->scratch, .kept = { .memory = runner->scratch.memory, .bytes = runner->kept },
+                        .grads = grads != NULL ? grads->weights : NULL, .balance = objective->balance },
               .runner = runner, .model = model, .step = step, .grads = grads, .dim = model->config.hidden_dim,
               .ld = runner->ld_d, .eps = (float)model->config.rms_norm_eps };
     bxn_losses sums = *losses;

@@ -105,6 +105,7 @@ typedef struct bxn_runner {
     void *memory;
     size_t bytes;
     bxn_scratch scratch; /* of ops */
+    size_t kept;         /* bytes at its start for buffers of a mixer's second forward, until its backward; 0 with `every` */
     uint32_t single; /* layers of one sublayer, the first ones */
     bool every;      /* the residual stream is kept before every sublayer; else before every second one */
     float *x;        /* what is kept of it, [*][rows, D] */
