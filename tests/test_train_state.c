@@ -338,6 +338,8 @@ static void test_mismatch(void **state)
     DIFFERENT("warmup", warmup, 1);
     DIFFERENT("seed", seed, 12);
     DIFFERENT("learning_rate 0.005, this trainer has 0.006", learning_rate, 6e-3);
+    DIFFERENT("learning_rate 0.0050000000000000001, this trainer has 0.005000000000000001:", learning_rate,
+              0x1.47ae147ae147cp-8);
     DIFFERENT("min_learning_rate", min_learning_rate, 1e-5);
     DIFFERENT("weight_decay", weight_decay, 0.02);
     DIFFERENT("max_norm", max_norm, 2);

@@ -418,11 +418,11 @@ static bitaxon_status write_state(const bxn_trainer *t, const char *path, bitaxo
     return status;
 }
 
-static void show(const json_t *value, char out[48])
+static void show(const json_t *value, size_t digits, char out[48])
 {
     bxn_locale locale;
     size_t n = bxn_locale_enter(&locale) && value != NULL
-                   ? json_dumpb(value, out, 47, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9)) : 0;
+                   ? json_dumpb(value, out, 47, JSON_ENCODE_ANY | JSON_REAL_PRECISION(digits)) : 0;
     bxn_locale_leave(&locale);
     if (n == 0)
         snprintf(out, 48, "%s", value == NULL ? "nothing" : "something else");
@@ -444,8 +444,12 @@ static bitaxon_status compare(const bxn_trainer *t, const json_t *theirs, const 
         char a[48], b[48];
         if (same)
             continue;
-        show(other, a);
-        show(mine, b);
+        for (size_t digits = 9; digits <= 17; digits += 8) { /* all of them where nine look the same */
+            show(other, digits, a);
+            show(mine, digits, b);
+            if (strcmp(a, b) != 0)
+                break;
+        }
         status = bxn_fail(error, BITAXON_MISMATCH, "the checkpoint was made with %s %s, this trainer has %s: %.100s",
                           key, a, b, path);
     }
