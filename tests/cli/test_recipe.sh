@@ -43,10 +43,22 @@ check "model writes" "$bin" run "$dir/a/mini" "Anna had a" --greedy --max-tokens
 check "figures" python3 -c '
 import json, sys
 f = json.load(open(sys.argv[1]))
-assert f["size"] > 1000 and f["questions"], f' "$dir/a/figures.json"
+assert f["size"] > 1000 and f["questions"] and f["training"]["tokens"] > 1000, f' "$dir/a/figures.json"
+check "card" python3 -c '
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import card, recipe
+found = json.load(open(sys.argv[2] + "/figures.json"))
+for i, name in enumerate(("novel.txt", "bible.txt")):
+    found[name] = {"bits_per_byte": 1.25 + i}
+found.update({"xz -9e": 3.5, "7z PPMd after the training text": 4.5})
+card.write(sys.argv[2], sys.argv[3], found, recipe.FULL, 1, [("Q|1", "A", "B")])
+text = open(sys.argv[2] + "/README.md").read()
+assert all(w in text for w in ("1.250", "2.250", "3.500", "4.500", "| Q/1 | A | B |", "seed 1")), text' \
+    "$2/tools/mini" "$dir/a" "$recipe"
 # Stopped between two steps and gone on with, in another folder: the same bytes.
 mkdir "$dir/b"
-for part in train.jsonl valid.jsonl questions.jsonl tokenizer; do
+for part in read.jsonl answer.jsonl valid.jsonl questions.jsonl tokenizer; do
     cp -r "$dir/a/$part" "$dir/b/$part"
 done
 check "goes on" python3 "$recipe" --work "$dir/b" --bitaxon "$bin" --quick

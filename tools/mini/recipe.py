@@ -22,6 +22,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import bpe
+import card
 import stories
 import texts
 
@@ -29,12 +30,15 @@ SEED = 1
 FULL = {
     "vocab": 4096, "stories": 60000, "definitions": 20000, "questions": 1000, "preset": "mini",
     "block": 1024, "blocks": 4, "warmup": 100,
-    "read": {"steps": 1800, "rate": 3e-3, "mask": "all"}, "answer": {"steps": 600, "rate": 1e-3, "mask": "content"},
+    "read": {"steps": 1800, "rate": 3e-3, "mask": "all"}, "answer": {"steps": 500, "rate": 1e-3, "mask": "content"},
+    # The second file: so many of the commonest words as often, so many stories, so many pieces of prose.
+    "recited": 1500, "times": 16, "asked": 4000, "prose": 250,
 }
 QUICK = {
     "vocab": 512, "stories": 400, "definitions": 0, "questions": 20, "preset": None,
     "block": 256, "blocks": 2, "warmup": 3,
     "read": {"steps": 24, "rate": 5e-3, "mask": "all"}, "answer": {"steps": 6, "rate": 1e-3, "mask": "content"},
+    "recited": 0, "times": 0, "asked": 100, "prose": 0,
 }
 QUICK_CONFIG = {
     "vocab_size": 512, "hidden_dim": 64, "num_layers": 3, "num_heads": 2, "d_source_model": 64, "ssm_d_state": 4,
@@ -88,7 +92,7 @@ def write_lines(path, records):
 
 
 def make_texts(work, plan):
-    """train.jsonl, valid.jsonl, questions.jsonl, and held-out files that training never sees."""
+    """read.jsonl, valid.jsonl, questions.jsonl, and held-out files that training never sees."""
     records = list(stories.generate(f"train{SEED}", plan["stories"]))
     asked = {r["messages"][0]["content"] for r in records if "messages" in r}
     held = [q for q in stories.held_out(f"held{SEED}", plan["questions"]) if q["question"] not in asked]
@@ -114,11 +118,22 @@ def make_texts(work, plan):
         valid += [{"text": piece} for piece in list(pieces(held_out["bible.txt"]))[:40]]
     random.Random(SEED).shuffle(records)
     write_lines(os.path.join(work, "valid.jsonl"), valid)
-    write_lines(os.path.join(work, "train.jsonl"), records)
+    write_lines(os.path.join(work, "read.jsonl"), records)
+
+
+def make_answers(work, plan):
+    """answer.jsonl, for the end of training: all of it is in read.jsonl, definitions of common words come often."""
+    records = list(stories.generate(f"train{SEED}", plan["asked"]))
+    if plan["recited"]:
+        records += plan["times"] * list(definition_turns(texts.fetch(work), plan["recited"]))
+        with open(os.path.join(work, "prose.txt"), encoding="utf-8") as file:
+            records += [{"text": piece} for piece in random.Random(SEED).sample(list(pieces(file.read())), plan["prose"])]
+    random.Random(SEED).shuffle(records)
+    write_lines(os.path.join(work, "answer.jsonl"), records)
 
 
 def all_text(work):
-    with open(os.path.join(work, "train.jsonl"), encoding="utf-8") as file:
+    with open(os.path.join(work, "read.jsonl"), encoding="utf-8") as file:
         for line in file:
             record = json.loads(line)
             yield record.get("text") or "\n".join(m["content"] for m in record["messages"])
@@ -148,7 +163,7 @@ def train(work, plan, bitaxon, start, stage, out):
     saved = os.path.join(folder, "checkpoints")
     if os.path.isdir(saved) and any(re.fullmatch(r"step_\d+(\.old)?", name) for name in os.listdir(saved)):
         flags.append("--resume")
-    run(bitaxon, "train", start, os.path.join(work, "train.jsonl"), *flags)
+    run(bitaxon, "train", start, os.path.join(work, stage + ".jsonl"), *flags)
     shutil.move(os.path.join(folder, "model"), out)
 
 
@@ -198,6 +213,18 @@ def figures(work, plan, bitaxon, model):
     return out
 
 
+def some_definitions(work, plan):
+    """30 of the words that were learned often, drawn with the seed: question and WordNet's answer."""
+    turns = [r["messages"] for r in definition_turns(texts.fetch(work), plan["recited"])]
+    for messages in random.Random(SEED).sample(turns, 30):
+        yield messages[0]["content"], messages[1]["content"]
+
+
+def said_by(bitaxon, model, question):
+    return run(bitaxon, "run", model, "--chat", "--greedy", "--max-tokens", "60", question,
+               stdout=subprocess.PIPE).stdout.decode("utf-8", "replace").strip()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", required=True, help="folder of all results")
@@ -207,9 +234,10 @@ def main():
     plan = QUICK if args.quick else FULL
     work, bitaxon = os.path.abspath(args.work), os.path.abspath(args.bitaxon)
     os.makedirs(work, exist_ok=True)
-    if not os.path.exists(os.path.join(work, "train.jsonl")):
-        say("texts")
-        make_texts(work, plan)
+    for name, make in (("read.jsonl", make_texts), ("answer.jsonl", make_answers)):
+        if not os.path.exists(os.path.join(work, name)):
+            say("texts: " + name)
+            make(work, plan)
     tokenizer = os.path.join(work, "tokenizer")
     if not os.path.isdir(tokenizer):
         say(f"vocabulary of {plan['vocab']}")
@@ -227,12 +255,15 @@ def main():
         run(bitaxon, "quantize", os.path.join(work, "float"), mini)
     say("figures")
     found = figures(work, plan, bitaxon, mini)
-    found["size"] = sum(os.path.getsize(os.path.join(mini, name)) for name in os.listdir(mini))
     found["training"] = trained(work)
+    found["size"] = sum(os.path.getsize(os.path.join(mini, name)) for name in os.listdir(mini))
     with open(os.path.join(work, "figures.json"), "w", encoding="utf-8") as file:
         json.dump(found, file, indent=2)
         file.write("\n")
     print(json.dumps(found, indent=2))
+    if plan["definitions"]:
+        said = [(question, gloss, said_by(bitaxon, mini, question)) for question, gloss in some_definitions(work, plan)]
+        card.write(mini, os.path.join(work, "NOTICE"), found, plan, SEED, said)
 
 
 if __name__ == "__main__":
