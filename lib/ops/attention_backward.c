@@ -34,8 +34,7 @@ static uint32_t width(const bxn_attention *p)
 /* home: of what the forward may leave for the backward. */
 static buffers take_buffers(bxn_scratch *home, bxn_scratch *scratch, const bxn_attention *p, uint32_t rows)
 {
-    /* 16 more, lest rows a power of two apart drive each other out of the cache. */
-    buffers b = { .ld = bxn_round_up(width(p), BXN_UNIT_COLS) + 16 };
+    buffers b = { .ld = bxn_train_ld(width(p)) };
     b.q = bxn_scratch_rows(home, rows, b.ld);
     b.k = bxn_scratch_rows(home, rows, b.ld);
     b.v = bxn_scratch_rows(home, rows, b.ld);

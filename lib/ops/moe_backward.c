@@ -61,9 +61,9 @@ static size_t list_bytes(const bxn_weight *w) { return packed_input_bytes(w, LIS
 static void take(moe_run *c, bxn_scratch *scratch, bool backward)
 {
     const bxn_moe *p = c->p;
-    c->ld_d = bxn_round_up(p->router.cols, BXN_UNIT_COLS);
-    c->ld_i = bxn_round_up(p->inner, BXN_UNIT_COLS);
-    c->ld_x = bxn_round_up(p->experts, BXN_UNIT_COLS);
+    c->ld_d = bxn_train_ld(p->router.cols);
+    c->ld_i = bxn_train_ld(p->inner);
+    c->ld_x = bxn_train_ld(p->experts);
     c->pairs = c->rows * p->top_k;
     c->logits = bxn_scratch_rows(scratch, c->rows, c->ld_x);
     c->gate = bxn_scratch_rows(scratch, c->rows, BXN_UNIT_COLS);

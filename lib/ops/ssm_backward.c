@@ -44,11 +44,11 @@ static void take_forward(ssm_train *c, const bxn_ssm *p, bxn_scratch *home, bxn_
                          bool starts)
 {
     c->p = p;
-    c->ld_2e = bxn_round_up(2 * (uint64_t)p->channels, BXN_UNIT_COLS);
-    c->ld_e = bxn_round_up(p->channels, BXN_UNIT_COLS);
+    c->ld_2e = bxn_train_ld(2 * (uint64_t)p->channels);
+    c->ld_e = bxn_train_ld(p->channels);
     c->width = 2 * (size_t)p->states + 1;
-    c->ld_bcd = bxn_round_up(c->width, BXN_UNIT_COLS);
-    c->ld_d = bxn_round_up(p->out_proj.rows, BXN_UNIT_COLS);
+    c->ld_bcd = bxn_train_ld(c->width);
+    c->ld_d = bxn_train_ld(p->out_proj.rows);
     c->state = (size_t)p->channels16 * p->states;
     c->blocks = (p->channels + BLOCK - 1) / BLOCK;
     c->xz = bxn_scratch_rows(home, rows, c->ld_2e);

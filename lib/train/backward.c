@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* backward.c - one micro-step through the whole model: forward, loss, backward. Called by the trainer.
- * Of the forward only the residual stream before every second sublayer is kept (before each where that is
- * little); everything else is computed again by the backward of each op, and so is the stream between: the
- * buffers of the mixer that is run again for it stay until its own backward.
+ * Of the forward only the residual stream before every second sublayer is kept; everything else is computed
+ * again by the backward of each op, and so is the stream between: the buffers of the mixer that is run again
+ * for it stay until its own backward. Where that is little, the stream before each sublayer and the buffers of
+ * all mixers are kept. The choice does not show in a bit.
  * All buffers lie in one block of a size that follows from the configuration (bxn_runner_bytes), so that a
  * step allocates nothing. Whatever the number of threads, every sum has one order. */
 #include <string.h>
 
 #include "train/bxn_train.h"
 
-#define KEEP_BYTES ((size_t)64 << 20) /* of the stream before all sublayers, rather than to run mixers again */
+#define KEEP_BYTES ((size_t)320 << 20) /* of the stream before all sublayers and all mixers' buffers */
 
 /* ---- buffers -------------------------------------------------------------------------------- */
 
@@ -22,29 +23,51 @@ static bxn_weight shape(uint32_t rows, uint32_t cols)
                          .dense = { .dtype = BXN_F32, .rows = rows, .cols = cols } };
 }
 
-/* Scratch that the largest op of the model takes, whatever form its weights have; with kept (nullable) also
- * room before it for what mixers of layers of two leave, whose bytes it gets. Only shapes are looked at, which
- * are those of the configuration: a model of which headers alone were read gives the same. */
-static size_t scratch_bytes(const bxn_config *config, uint32_t rows, uint32_t rank, bool magnitudes, bool full,
-                            size_t *kept)
+/* The mixers of the model as far as their buffers depend on them. */
+static void mixers(const bxn_config *config, bxn_ssm *ssm, bxn_attention *attention)
 {
-    uint32_t D = config->hidden_dim, S = config->d_source_model, E = D * config->ssm_expand;
-    uint32_t N = config->ssm_d_state, X = config->moe_num_experts, I = config->moe_intermediate_dim;
+    uint32_t D = config->hidden_dim, E = D * config->ssm_expand, N = config->ssm_d_state;
+    *ssm = (bxn_ssm){ .channels = E, .channels16 = (uint32_t)bxn_round_up(E, 16), .states = N,
+                      .taps = config->ssm_d_conv, .in_proj = shape(2 * E, D), .x_proj = shape(2 * N + 1, E),
+                      .out_proj = shape(D, E) };
+    *attention = (bxn_attention){ .heads = config->num_heads, .head_dim = D / config->num_heads,
+                                  .window = config->swa_window_size, .rope_theta = (float)config->rope_theta,
+                                  .q_proj = shape(D, D), .k_proj = shape(D, D), .v_proj = shape(D, D),
+                                  .o_proj = shape(D, D) };
+}
+
+/* What the mixers of the first `layers` layers may leave. */
+static size_t left_by(const bxn_config *config, uint32_t rows, uint32_t layers)
+{
+    bxn_ssm ssm;
+    bxn_attention attention;
+    mixers(config, &ssm, &attention);
+    size_t bytes = 0, of_ssm = bxn_ssm_kept_bytes(&ssm, rows), of_attention = bxn_attention_kept_bytes(&attention, rows);
+    for (uint32_t i = 0; i < layers; i++)
+        bytes += bxn_config_layer(config, i) == BXN_LAYER_SWA_MOE ? of_attention : of_ssm;
+    return bytes;
+}
+
+/* Scratch that the largest op of the model takes, whatever form its weights have; where mixers run again, with room
+ * before it for what those of layers of two leave (runner->kept). Only shapes are looked at, which are those of
+ * the configuration: a model of which headers alone were read gives the same. */
+static size_t scratch_bytes(const bxn_config *config, uint32_t rows, uint32_t rank, bool magnitudes, bool full,
+                            bxn_runner *runner)
+{
+    uint32_t D = config->hidden_dim, S = config->d_source_model, X = config->moe_num_experts;
+    uint32_t I = config->moe_intermediate_dim;
     bxn_weight in = shape(I, D), out = shape(D, I);
     if (!full) /* experts may be quantised, and then need room for their inputs (bxn_moe_train_bytes) */
         in.kind = out.kind = BXN_WEIGHT_PACKED;
-    bxn_ssm ssm = { .channels = E, .channels16 = (uint32_t)bxn_round_up(E, 16), .states = N, .taps = config->ssm_d_conv,
-                    .in_proj = shape(2 * E, D), .x_proj = shape(2 * N + 1, E), .out_proj = shape(D, E) };
-    bxn_attention attention = { .heads = config->num_heads, .head_dim = D / config->num_heads,
-                                .window = config->swa_window_size, .rope_theta = (float)config->rope_theta,
-                                .q_proj = shape(D, D), .k_proj = shape(D, D), .v_proj = shape(D, D),
-                                .o_proj = shape(D, D) };
+    bxn_ssm ssm;
+    bxn_attention attention;
+    mixers(config, &ssm, &attention);
     bxn_moe moe = { .experts = X, .top_k = config->moe_top_k, .inner = I, .router = shape(X, D),
                     .gate = &in, .up = &in, .down = &out, .shared = config->moe_shared_expert,
                     .shared_gate = shape(1, D), .shared_gate_proj = in, .shared_up_proj = in, .shared_down_proj = out };
     bxn_model ends = { .config = *config, .embed = shape(config->vocab_size, S), .input_proj = shape(D, S),
                        .output_proj = shape(S, D), .head = shape(config->vocab_size, S) };
-    size_t copy = bxn_round_up(rows * bxn_round_up(D, BXN_UNIT_COLS) * sizeof(float), BXN_ALIGN); /* op_backward */
+    size_t copy = bxn_round_up(rows * bxn_train_ld(D) * sizeof(float), BXN_ALIGN); /* op_backward */
     size_t bytes = bxn_loss_bytes(&ends, rows), left = 0, beside = 0; /* by mixers, and what is used meanwhile */
     bytes = most(bytes, bxn_train_linear_bytes(&ends.input_proj, rank, rows));
     bytes = most(bytes, bxn_train_linear_bytes(&ends.output_proj, rank, rows));
@@ -55,19 +78,17 @@ static size_t scratch_bytes(const bxn_config *config, uint32_t rows, uint32_t ra
         bool attends = kind == BXN_LAYER_SWA_MOE;
         size_t mixer = attends ? bxn_attention_train_bytes(&attention, rows, rank, full) + copy
                                : bxn_ssm_train_bytes(&ssm, rows, rank, magnitudes, full);
-        bytes = most(bytes, mixer);
+        size_t leaves = attends ? bxn_attention_kept_bytes(&attention, rows) : bxn_ssm_kept_bytes(&ssm, rows);
+        bytes = most(bytes, runner->every ? mixer - leaves : mixer);
         if (kind != BXN_LAYER_SSM) {
-            size_t leaves = attends ? bxn_attention_kept_bytes(&attention, rows) : bxn_ssm_kept_bytes(&ssm, rows);
             size_t experts = bxn_moe_train_bytes(&moe, rows, rank, full);
             bytes = most(bytes, experts);
             left = most(left, leaves);
             beside = most(beside, most(mixer - leaves, experts));
         }
     }
-    if (kept == NULL)
-        return bytes;
-    *kept = left;
-    return most(bytes, left + beside);
+    runner->kept = runner->every ? 0 : left;
+    return runner->every ? bytes : most(bytes, left + beside);
 }
 
 /* Layers of one sublayer; they are the first. */
@@ -82,15 +103,16 @@ static uint32_t single_layers(const bxn_config *config)
 /* Walks the table twice: first with memory NULL to add up, then to place. */
 static size_t place(const bxn_config *config, uint32_t rows, uint32_t rank, bool magnitudes, bool full, bxn_runner *runner)
 {
-    runner->ld_d = bxn_round_up(config->hidden_dim, BXN_UNIT_COLS);
-    runner->ld_s = bxn_round_up(config->d_source_model, BXN_UNIT_COLS);
+    runner->ld_d = bxn_train_ld(config->hidden_dim);
+    runner->ld_s = bxn_train_ld(config->d_source_model);
     runner->single = single_layers(config);
     uint32_t sublayers = 2 * config->num_layers - runner->single;
     uint32_t kept = config->num_layers - runner->single / 2; /* of single layers every other */
     size_t d = rows * runner->ld_d * sizeof(float), wide = most(d, rows * runner->ld_s * sizeof(float));
-    runner->every = sublayers * d <= KEEP_BYTES; /* then nothing runs again but in its own backward */
-    runner->kept = 0;
-    runner->scratch.bytes = scratch_bytes(config, rows, rank, magnitudes, full, runner->every ? NULL : &runner->kept);
+    size_t left = left_by(config, rows, config->num_layers);
+    runner->every = sublayers * d + left <= KEEP_BYTES;
+    runner->left_bytes = runner->every ? left : 0;
+    runner->scratch.bytes = scratch_bytes(config, rows, rank, magnitudes, full, runner);
     const struct {
         void *slot; /* of the pointer to set */
         size_t bytes;
@@ -104,6 +126,7 @@ static size_t place(const bxn_config *config, uint32_t rows, uint32_t rank, bool
         { &runner->logp, rows * sizeof(float) },
         { &runner->coefficient, rows * sizeof(float) },
         { &runner->scratch.memory, runner->scratch.bytes },
+        { &runner->left, runner->left_bytes },
     };
     size_t offset = 0;
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
@@ -289,12 +312,26 @@ static bitaxon_status op_backward(run *r, const bxn_sublayer *sub, const bxn_sub
     return bxn_moe_backward(&r->pass, &sub->u.moe, sub->layer, b->n, r->ld, b->dx, r->ld, b->dn, r->ld);
 }
 
+/* Where everything is kept: this mixer's buffers are left for its backward, or found by that. */
+static void use_left(run *r, const bxn_sublayer *sub, bxn_keep keep)
+{
+    const bxn_config *config = &r->model->config;
+    if (!r->runner->every || sub->op == BXN_OP_MOE)
+        return;
+    size_t before = left_by(config, r->runner->rows, sub->layer);
+    r->pass.kept = (bxn_scratch){ .memory = r->runner->left + before, .bytes = r->runner->left_bytes - before };
+    r->pass.keep = keep;
+}
+
 static bitaxon_status sublayer_forward(run *r, uint32_t i)
 {
     const bxn_sublayer *sub = &r->model->sublayers[i];
     bitaxon_status status = norm_rows(r, stream_at(r, i), sub->norm);
+    use_left(r, sub, BXN_KEEP_LEAVE);
     if (status == BITAXON_OK)
         status = op_forward(r, sub);
+    if (r->runner->every)
+        r->pass.keep = BXN_KEEP_NOTHING;
     return status == BITAXON_OK ? sum_rows(r, stream_at(r, i), r->runner->r, stream_at(r, i + 1)) : status;
 }
 
@@ -315,6 +352,7 @@ static bitaxon_status sublayer_backward(run *r, uint32_t i)
     }
     if (status == BITAXON_OK)
         status = norm_rows(r, stream_at(r, i), sub->norm);
+    use_left(r, sub, BXN_KEEP_FIND);
     if (status == BITAXON_OK)
         status = op_backward(r, sub, grads);
     if (found)

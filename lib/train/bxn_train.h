@@ -107,7 +107,9 @@ typedef struct bxn_runner {
     bxn_scratch scratch; /* of ops */
     size_t kept;         /* bytes at its start for buffers of a mixer's second forward, until its backward; 0 with `every` */
     uint32_t single; /* layers of one sublayer, the first ones */
-    bool every;      /* the residual stream is kept before every sublayer; else before every second one */
+    bool every;      /* the stream before every sublayer and the mixers' buffers are kept; else before every second one */
+    unsigned char *left; /* buffers of every mixer's forward for its backward, with `every` */
+    size_t left_bytes;
     float *x;        /* what is kept of it, [*][rows, D] */
     float *mid;      /* the stream after the last sublayer, and before those that do not keep it */
     float *n;        /* input of an op */

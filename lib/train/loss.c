@@ -36,15 +36,15 @@ typedef struct loss_context {
 
 static uint32_t tile_rows(const bxn_model *model, uint32_t rows)
 {
-    size_t ld = bxn_round_up(model->head.rows, BXN_UNIT_COLS);
+    size_t ld = bxn_train_ld(model->head.rows);
     uint32_t most = ld * 2 * BXN_TILE * sizeof(float) <= TILE_BYTES ? 2 * BXN_TILE : BXN_TILE;
     return rows < most ? rows : most;
 }
 
 static void take(loss_context *c, bxn_scratch *scratch)
 {
-    c->ld_s = bxn_round_up(c->model->head.cols, BXN_UNIT_COLS);
-    c->ld_v = bxn_round_up(c->model->head.rows, BXN_UNIT_COLS);
+    c->ld_s = bxn_train_ld(c->model->head.cols);
+    c->ld_v = bxn_train_ld(c->model->head.rows);
     c->from = bxn_scratch_take(scratch, c->tile * sizeof *c->from);
     c->rows = bxn_scratch_rows(scratch, c->tile, c->ld_s);
     c->dx = bxn_scratch_rows(scratch, c->tile, c->ld_s);
