@@ -403,7 +403,7 @@ static void test_models(void **state)
 
     char buffer[600];
     size_t need;
-    static const char *const keys[] = { "rms_norm_eps", "rope_theta", "architecture", "path", "fingerprint", "tied", "kernels", "accuracy" };
+    static const char *const keys[] = { "rms_norm_eps", "rope_theta", "architecture", "path", "fingerprint", "tokenizer_fingerprint", "tied", "kernels", "accuracy" };
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
         EDGE(LIMIT, bitaxon_model_info_text(model, keys[i], NULL, 0, &need, e));
         size_t bytes = need;
