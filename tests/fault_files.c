@@ -263,6 +263,14 @@ void new_model(const char *folder, const char *config_json, const char *format, 
     must(bitaxon_model_new(&params, &error), &error, "new");
 }
 
+void new_model_of_words(const char *folder, const char *config_json, const char *format)
+{
+    char *words = make_folder();
+    write_tokenizer(words);
+    new_model(folder, config_json, format, words);
+    remove_folder(words);
+}
+
 void pack_model(const char *from, const char *to)
 {
     bitaxon_error error = BITAXON_ERROR_INIT;

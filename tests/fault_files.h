@@ -68,6 +68,8 @@ void write_tokenizer(const char *folder);
 const char *small_config(const char *changes);
 /* bitaxon_model_new (format NULL: f32), with the tokenizer of folder `tokenizer` when given. */
 void new_model(const char *folder, const char *config_json, const char *format, const char *tokenizer);
+/* The same with the tokenizer of write_tokenizer. */
+void new_model_of_words(const char *folder, const char *config_json, const char *format);
 void pack_model(const char *from, const char *to);
 void quantize_model(const char *from, const char *to, const char *format);
 

@@ -77,8 +77,9 @@ static void test_products(void **state)
             for (uint32_t threads = 1; threads <= 3; threads += 2) {
                 fixture_world world;
                 fixture_world_open(&world, tiers[tier], threads, 0);
-                const size_t room = TOKENS * bxn_input_bytes(cols) + 128 + bxn_low_rank_bytes(TOKENS, 31);
-                bxn_workspace ws = { .inputs = fixture_alloc(room), .inputs_bytes = room };
+                const size_t room = TOKENS * bxn_input_bytes(cols) + 128, low = bxn_low_rank_bytes(TOKENS, 31);
+                bxn_workspace ws = { .inputs = fixture_alloc(room), .inputs_bytes = room,
+                                     .low = fixture_alloc(low), .low_bytes = low };
                 bxn_exec exec = world.pass.exec;
                 exec.ws = &ws;
                 exec.adapters = &adapters;
@@ -93,9 +94,11 @@ static void test_products(void **state)
                         jobs[j] = (bxn_linear_job){ &w[j].w, { .x = x + t * 256, .ldx = 256, .count = piece, .y = out, .ldy = ld } };
                     }
                     assert_int_equal(bxn_linear_jobs(&exec, jobs, COUNT), BITAXON_OK);
-                    assert_int_equal(ws.inputs_used, 0);
+                    assert_int_equal(ws.taken.inputs, 0);
+                    assert_int_equal(ws.taken.low, 0);
                 }
                 free(ws.inputs);
+                free(ws.low);
                 fixture_world_close(&world);
             }
             for (uint32_t j = 0; j < COUNT; j++) {
@@ -231,7 +234,8 @@ static void read_text(world *w, const bxn_adapters *adapters, uint32_t first, ui
         bxn_cache_commit(&cache->core, tokens, count, BXN_PHASE_PREFILL, &spare);
         if (spare != NULL)
             bxn_state_unref(&w->model->mem, core, spare);
-        assert_int_equal(w->ws.inputs_used, 0);
+        assert_int_equal(w->ws.taken.inputs, 0);
+        assert_int_equal(w->ws.taken.low, 0);
     }
     bitaxon_cache_free(cache);
     w->exec.adapters = NULL;

@@ -3,6 +3,7 @@
  * the headers promise: missing handles and pointers, struct sizes of every kind, fields of
  * later versions, unknown flags, ranges. Each call is made with five kinds of error record,
  * with guards around the ones that must not be written. */
+#include "edges_fixture.h"
 #include "fault_files.h"
 #include "fault_host.h"
 
@@ -17,75 +18,7 @@ static bitaxon_model *model, *other, *words, *text_only;
 static bitaxon_session *session, *fresh;
 static bitaxon_cache *cache, *foreign;
 
-/* ---- error records -------------------------------------------------------------------------------- */
-
-enum { SOUND, ABSENT, NO_SIZE, SHORT, LONG, KINDS };
-
-static struct {
-    unsigned char before[64];
-    bitaxon_error record;
-    unsigned char after[64];
-} guard;
-
-static bitaxon_error *arm(int kind)
-{
-    static const uint32_t sizes[KINDS] = { sizeof(bitaxon_error), 0, 0, sizeof(bitaxon_error) - 1, UINT32_MAX };
-    memset(&guard, 0xC3, sizeof guard);
-    guard.record.struct_size = sizes[kind];
-    return kind == ABSENT ? NULL : &guard.record;
-}
-
-static void check_guard(int kind, bitaxon_status want, bitaxon_status found, const char *call)
-{
-    if (found != want)
-        fail_msg("%s: %s, not %s (error record %d)", call, bitaxon_status_name(found), bitaxon_status_name(want), kind);
-    const unsigned char *bytes = (const unsigned char *)&guard, *record = (const unsigned char *)&guard.record;
-    bool written = (kind == SOUND || kind == LONG) && want < 0;
-    for (size_t i = 0; i < sizeof guard; i++) {
-        const unsigned char *at = bytes + i;
-        bool size_field = at >= record && at < record + 4;
-        bool own = at >= record && at < record + sizeof(bitaxon_error);
-        if (!size_field && !(written && own) && *at != 0xC3)
-            fail_msg("%s: error record %d: byte %zu was written", call, kind, i);
-    }
-    if (!written)
-        return;
-    if (guard.record.code != want)
-        fail_msg("%s: the record says %s", call, bitaxon_status_name(guard.record.code));
-    if (memchr(guard.record.message, 0, sizeof guard.record.message) == NULL || guard.record.message[0] == '\0')
-        fail_msg("%s: no message, or without an end", call);
-}
-
-/* `call` uses `e`. */
-#define EDGE(want, call)                                          \
-    do {                                                          \
-        for (int kind_ = 0; kind_ < KINDS; kind_++) {             \
-            bitaxon_error *e = arm(kind_);                        \
-            check_guard(kind_, BITAXON_##want, (call), #call);    \
-        }                                                         \
-    } while (0)
-
-/* An out-handle must become NULL. */
-#define EDGE_OUT(want, type, call)                                \
-    do {                                                          \
-        for (int kind_ = 0; kind_ < KINDS; kind_++) {             \
-            bitaxon_error *e = arm(kind_);                        \
-            type *out = (type *)&guard;                           \
-            check_guard(kind_, BITAXON_##want, (call), #call);    \
-            assert_null(out);                                     \
-        }                                                         \
-    } while (0)
-
 /* ---- what the calls are made on ----------------------------------------------------------------------- */
-
-static bitaxon_error error = BITAXON_ERROR_INIT;
-#define OK(call) ok((call), #call)
-
-static void ok(bitaxon_status status, const char *call)
-{
-    if (status != BITAXON_OK)
-        fail_msg("%s: %s: %s", call, bitaxon_status_name(status), error.message);
-}
 
 static bitaxon_model *open_path(const char *path, uint32_t flags)
 {
@@ -103,10 +36,7 @@ static int set_up(void **state)
     (void)state;
     root = make_folder();
     fault_host_init(&fault);
-    char *folder = make_folder();
-    write_tokenizer(folder);
-    new_model(in_folder(root, "words"), small_config("\"vocab_size\": 300"), "affine4", folder);
-    remove_folder(folder);
+    new_model_of_words(in_folder(root, "words"), small_config("\"vocab_size\": 300"), "affine4");
     model = open_path("tests/golden/tiny-q4", 0);
     other = open_path("tests/golden/tiny-q4", 0);
     words = open_path(in_folder(root, "words"), 0);
@@ -403,7 +333,7 @@ static void test_models(void **state)
 
     char buffer[600];
     size_t need;
-    static const char *const keys[] = { "rms_norm_eps", "rope_theta", "architecture", "path", "fingerprint", "tied", "kernels", "accuracy" };
+    static const char *const keys[] = { "rms_norm_eps", "rope_theta", "architecture", "path", "fingerprint", "tokenizer_fingerprint", "tied", "kernels", "accuracy" };
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
         EDGE(LIMIT, bitaxon_model_info_text(model, keys[i], NULL, 0, &need, e));
         size_t bytes = need;

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_api_edges_adapter.c - what a host may get wrong with adapters, on sessions and in merging, against
  * the status that the headers promise; with every kind of error record, and guards around it. */
+#include "edges_fixture.h"
 #include "fault_files.h"
 #include "fault_host.h"
 
 #include <math.h>
 #include <string.h>
 
-static bitaxon_error error = BITAXON_ERROR_INIT;
 static fault_host fault;
 static char *root;
 static bitaxon_model *model, *other, *text_only;
@@ -15,53 +15,6 @@ static bitaxon_adapter *adapter, *foreign;
 static bitaxon_session *session;
 
 static const char lora[] = "tests/golden/tiny-adapter/lora.safetensors";
-
-/* ---- error records: sound, absent, without size, too short, of a later version -------------------------- */
-
-enum { SOUND, ABSENT, NO_SIZE, SHORT, LONG, KINDS };
-
-static struct {
-    unsigned char before[64];
-    bitaxon_error record;
-    unsigned char after[64];
-} guard;
-
-static bitaxon_error *arm(int kind)
-{
-    static const uint32_t sizes[KINDS] = { sizeof(bitaxon_error), 0, 0, sizeof(bitaxon_error) - 1, UINT32_MAX };
-    memset(&guard, 0xC3, sizeof guard);
-    guard.record.struct_size = sizes[kind];
-    return kind == ABSENT ? NULL : &guard.record;
-}
-
-static void check_guard(int kind, bitaxon_status want, bitaxon_status found, const char *call)
-{
-    if (found != want)
-        fail_msg("%s: %s, not %s (%s)", call, bitaxon_status_name(found), bitaxon_status_name(want),
-                 kind == SOUND ? guard.record.message : "");
-    for (size_t i = 0; i < sizeof guard.before; i++)
-        assert_true(guard.before[i] == 0xC3 && guard.after[i] == 0xC3);
-    bool written = (kind == SOUND || kind == LONG) && want < 0;
-    const unsigned char *message = (const unsigned char *)guard.record.message;
-    assert_true(written ? guard.record.code == want && message[0] != '\0' : message[0] == 0xC3);
-}
-
-/* `call` uses `e`. */
-#define EDGE(want, call)                                       \
-    do {                                                       \
-        for (int kind_ = 0; kind_ < KINDS; kind_++) {          \
-            bitaxon_error *e = arm(kind_);                     \
-            check_guard(kind_, BITAXON_##want, (call), #call); \
-        }                                                      \
-    } while (0)
-
-#define OK(call) ok((call), #call)
-
-static void ok(bitaxon_status status, const char *call)
-{
-    if (status != BITAXON_OK)
-        fail_msg("%s: %s: %s", call, bitaxon_status_name(status), error.message);
-}
 
 static bitaxon_model *open_path(const char *path, uint32_t flags)
 {
@@ -77,10 +30,7 @@ static int set_up(void **state)
     (void)state;
     fault_host_init(&fault);
     root = make_folder();
-    char *folder = make_folder();
-    write_tokenizer(folder);
-    new_model(in_folder(root, "words"), small_config("\"vocab_size\": 300"), NULL, folder);
-    remove_folder(folder);
+    new_model_of_words(in_folder(root, "words"), small_config("\"vocab_size\": 300"), NULL);
     model = open_path("tests/golden/tiny-q4", 0);
     other = open_path("tests/golden/tiny-q4", 0);
     text_only = open_path(in_folder(root, "words"), BITAXON_MODEL_TOKENIZER_ONLY);

@@ -2,6 +2,7 @@
 /* test_api_edges_trainer.c - what a host may get wrong with data sets and trainers, function by function, against
  * the status that the headers promise: missing handles and pointers, struct sizes, fields of later
  * versions, flags, and every field of the parameters beyond its range. */
+#include "edges_fixture.h"
 #include "trainer_fixture.h"
 
 static bitaxon_model *model, *words;
@@ -38,17 +39,6 @@ static int tear_down(void **state)
     bitaxon_dataset_free(NULL);
     return 0;
 }
-
-/* Each failing call, with a record and without one. */
-#define EDGE(status, call)                        \
-    do {                                          \
-        bitaxon_error *e = &error;                \
-        error.message[0] = '\0';                  \
-        EXPECT(status, call);                     \
-        assert_true(error.message[0] != '\0');    \
-        e = NULL;                                 \
-        EXPECT(status, call);                     \
-    } while (0)
 
 static void test_dataset(void **state)
 {

@@ -2,12 +2,6 @@
 /* test_batch.c - sessions that decode together: each gets the tokens, logits and later states
  * that it gets alone, for any number and mixture of sessions, samplers, windows and threads;
  * and whatever goes wrong, for any of them, none has moved. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
-
 #include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -16,21 +10,13 @@
 
 #include <bitaxon/bitaxon.h>
 
+#include "call_fixture.h"
 #include "fault_host.h"
 
 enum { VOCAB = 96, MOST = BITAXON_BATCH_MAX, STEPS = 70, PROMPT = 200 };
 
 static const char *const paths[] = { "tests/golden/tiny-fp32", "tests/golden/tiny-q4" };
 static const uint64_t tiers[] = { BITAXON_CPU_NONE, BITAXON_CPU_AVX2, BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512, 0 };
-
-static bitaxon_error error = BITAXON_ERROR_INIT;
-#define OK(call) ok((call), #call)
-
-static void ok(bitaxon_status status, const char *call)
-{
-    if (status != BITAXON_OK)
-        fail_msg("%s: %s: %s", call, bitaxon_status_name(status), error.message);
-}
 
 static bool tier_present(uint64_t tier)
 {

@@ -2,6 +2,7 @@
 /* test_cache_damage.c - saved caches that are damaged, cut, lengthened, foreign, or forged with
  * right checksums: each is refused with its own status, and the session that was to take it
  * goes on to the same bits as if nothing had happened. A save that fails leaves the old file. */
+#include "call_fixture.h"
 #include "fault_files.h"
 #include "fault_host.h"
 
@@ -19,20 +20,11 @@
 
 enum { LENGTH = 37, VOCAB = 96, BIASES = 2, TRACK = 24, HEADER = 208 };
 
-static bitaxon_error error = BITAXON_ERROR_INIT;
 static char *root;
 static fault_host fault;
 static bitaxon_model *model;
 static bitaxon_session *victim; /* at position TRACK, with a checkpoint */
 static float expected[VOCAB];   /* its logits some tokens later */
-
-#define OK(call) ok((call), #call)
-
-static void ok(bitaxon_status status, const char *call)
-{
-    if (status != BITAXON_OK)
-        fail_msg("%s: %s: %s", call, bitaxon_status_name(status), error.message);
-}
 
 static void read_text(bitaxon_session *session, uint64_t seed, uint64_t count)
 {

@@ -2,21 +2,13 @@
 /* test_estimate.c - what bitaxon_model_estimate promises against what the host's allocator
  * sees: never more, and at least 98 % of it; the ceiling at every size; and no allocation
  * at all per decoded token. */
+#include "call_fixture.h"
 #include "fault_files.h"
 #include "fault_host.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static bitaxon_error error = BITAXON_ERROR_INIT;
-#define OK(call) ok((call), #call)
-
-static void ok(bitaxon_status status, const char *call)
-{
-    if (status != BITAXON_OK)
-        fail_msg("%s: %s: %s", call, bitaxon_status_name(status), error.message);
-}
 
 static char *root; /* folder of the models made here */
 

@@ -2,20 +2,16 @@
 /* test_generate.c - the generation loop on a small random model with the project's own
  * vocabulary: text streams, stop strings across token borders, end tokens, limits,
  * log-probabilities, callbacks, cancel, and the same text again from the same seed. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
-
 #include <math.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include <bitaxon/bitaxon.h>
+
+#include "call_fixture.h"
 
 static const char config[] =
     "{\"vocab_size\": 4096, \"hidden_dim\": 64, \"num_layers\": 3, \"num_heads\": 2, \"d_source_model\": 64,"
@@ -24,14 +20,6 @@ static const char config[] =
 
 static char directory[64];
 static bitaxon_model *model;
-static bitaxon_error error = BITAXON_ERROR_INIT;
-
-static void ok(bitaxon_status status, const char *call)
-{
-    if (status != BITAXON_OK)
-        fail_msg("%s: %s: %s", call, bitaxon_status_name(status), error.message);
-}
-#define OK(call) ok((call), #call)
 
 static int setup(void **state)
 {

@@ -3,18 +3,13 @@
  * everywhere, the codebook loses what its theory says, attention from stored rows is near
  * attention from the rows themselves, a window in parts gives the bits of a whole one, and
  * the phase of every token survives all ways back to a position. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
-
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "api/api.h"
+#include "call_fixture.h"
 #include "fault_files.h"
 #include "ops/ops.h"
 
@@ -306,15 +301,6 @@ static void test_clear(void **unused)
 }
 
 /* ---- sessions ---- */
-
-static bitaxon_error error = BITAXON_ERROR_INIT;
-
-static void ok(bitaxon_status status, const char *call)
-{
-    if (status != BITAXON_OK)
-        fail_msg("%s: %s: %s", call, bitaxon_status_name(status), error.message);
-}
-#define OK(call) ok((call), #call)
 
 static bitaxon_session *open_session(const char *path, uint32_t threads, int32_t kv,
                                      bitaxon_model **model)

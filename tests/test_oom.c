@@ -2,6 +2,7 @@
 /* test_oom.c - every allocation of every scenario fails once, alone and with all that follow.
  * After each failure: the status says so, nothing is left behind, what existed before is as it
  * was, and the work then goes on to the same bits as an undisturbed run. */
+#include "call_fixture.h"
 #include "fault_files.h"
 #include "fault_host.h"
 
@@ -12,17 +13,8 @@
 
 enum { WINDOW = 16, PREFIX = 70, VOCAB_MOST = 300 };
 
-static bitaxon_error error = BITAXON_ERROR_INIT;
 static char *root;
 static fault_host fault;
-
-#define OK(call) ok((call), #call)
-
-static void ok(bitaxon_status status, const char *call)
-{
-    if (status != BITAXON_OK)
-        fail_msg("%s: %s: %s", call, bitaxon_status_name(status), error.message);
-}
 
 static int make_models(void **state)
 {
@@ -30,10 +22,7 @@ static int make_models(void **state)
     root = make_folder();
     pack_model("tests/golden/tiny-q4", in_folder(root, "packed"));
     quantize_model("tests/golden/tiny-fp32", in_folder(root, "nf4"), "nf4");
-    char *words = make_folder();
-    write_tokenizer(words);
-    new_model(in_folder(root, "words"), small_config("\"vocab_size\": 300, \"max_seq_len\": 4096"), NULL, words);
-    remove_folder(words);
+    new_model_of_words(in_folder(root, "words"), small_config("\"vocab_size\": 300, \"max_seq_len\": 4096"), NULL);
     return 0;
 }
 

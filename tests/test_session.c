@@ -3,12 +3,6 @@
  * of threads and any way back to a position (checkpoint, rewind, clone, save and load) give
  * the same bits; the future never changes the past. On the golden checkpoints (window 16)
  * in every tier, in float and 4 bits, with f16 and f32 keys and values. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
-
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +11,7 @@
 
 #include <bitaxon/bitaxon.h>
 
+#include "call_fixture.h"
 #include "runtime/runtime.h"
 
 enum { VOCAB = 96, WINDOW = 16, MOST = 700 };
@@ -59,15 +54,6 @@ static bool tier_present(int tier)
 {
     uint64_t needed = tiers[tier].mask & ~BITAXON_CPU_NONE;
     return (bitaxon_cpu_features() & needed) == needed;
-}
-
-#define OK(call) ok((call), &error, #call)
-static bitaxon_error error = BITAXON_ERROR_INIT;
-
-static void ok(bitaxon_status status, const bitaxon_error *e, const char *call)
-{
-    if (status != BITAXON_OK)
-        fail_msg("%s: %s: %s", call, bitaxon_status_name(status), e->message);
 }
 
 static bitaxon_model *open_model(int which, int tier, uint32_t threads)

@@ -2,12 +2,6 @@
 /* test_session_edges.c - where sessions once promised more than they held: a fingerprint that
  * knows the configuration, automatic checkpoints under a ceiling, a rewind with nothing
  * to allocate, a cancel that comes too late, many experts, words to a watching host, accuracies. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
-
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,16 +11,10 @@
 
 #include <bitaxon/bitaxon.h>
 
-static bitaxon_error error = BITAXON_ERROR_INIT;
+#include "call_fixture.h"
+
 static char scratch[64];
 static int32_t text[4096];
-
-static void ok(bitaxon_status status, const char *call)
-{
-    if (status != BITAXON_OK)
-        fail_msg("%s: %s: %s", call, bitaxon_status_name(status), error.message);
-}
-#define OK(call) ok((call), #call)
 
 static int setup(void **state)
 {

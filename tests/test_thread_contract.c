@@ -3,6 +3,7 @@
  * once, clones in different threads, handles freed in any order, the host's executor, and
  * cancelling from another thread, with the time it takes measured. Meant for the thread
  * sanitizer too. */
+#include "call_fixture.h"
 #include "fault_files.h"
 #include "fault_host.h"
 
@@ -23,15 +24,7 @@
 
 enum { VOCAB = 96, LENGTH = 90, SESSIONS = 7 }; /* VOCAB: of the golden models; texts keep to it */
 
-static bitaxon_error error = BITAXON_ERROR_INIT;
 static char *root;
-#define OK(call) ok((call), #call)
-
-static void ok(bitaxon_status status, const char *call)
-{
-    if (status != BITAXON_OK)
-        fail_msg("%s: %s: %s", call, bitaxon_status_name(status), error.message);
-}
 
 static int set_up(void **state)
 {

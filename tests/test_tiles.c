@@ -4,6 +4,7 @@
  * its own kernels follow. Reading a prompt and generating are then two arithmetics: any split and
  * any threads give the same bits still, and every way back to a position (rewind, clone, save and load)
  * reads each token in the phase it was read in first. */
+#include "call_fixture.h"
 #include "fault_files.h"
 
 #include <math.h>
@@ -18,15 +19,6 @@
 BXN_DECLARE_TILE(ref);
 
 enum { VOCAB = 96, LENGTH = 150 };
-
-static bitaxon_error error = BITAXON_ERROR_INIT;
-#define OK(call) ok((call), #call)
-
-static void ok(bitaxon_status status, const char *call)
-{
-    if (status != BITAXON_OK)
-        fail_msg("%s: %s: %s", call, bitaxon_status_name(status), error.message);
-}
 
 /* ---- tile kernels that watch how they are called ------------------------------------------- */
 

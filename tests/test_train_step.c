@@ -489,10 +489,7 @@ static void test_written_untouched(void **state)
     char source[512], out[512];
     snprintf(source, sizeof source, "%s", in_folder(folder, "source"));
     snprintf(out, sizeof out, "%s", in_folder(folder, "out"));
-    char *words = make_folder();
-    write_tokenizer(words);
-    new_model(source, small_config("\"vocab_size\": 300, \"final_norm\": true"), NULL, words);
-    remove_folder(words);
+    new_model_of_words(source, small_config("\"vocab_size\": 300, \"final_norm\": true"), NULL);
     training t;
     memset(&t, 0, sizeof t);
     fault_host_init(&t.fault);

@@ -267,9 +267,8 @@ static void test_empty_micro_steps(void **state)
     bitaxon_dataset_free(data);
     bitaxon_model_free(model);
 
-    char *folder = make_folder(), *words = make_folder();
-    write_tokenizer(words);
-    new_model(in_folder(folder, "m"), small_config("\"vocab_size\": 300"), "affine4", words);
+    char *folder = make_folder();
+    new_model_of_words(in_folder(folder, "m"), small_config("\"vocab_size\": 300"), "affine4");
     model = open_model(in_folder(folder, "m"), 1, NULL);
     OK(bitaxon_dataset_open(model, &params, &data, &error));
     OK(bitaxon_dataset_add(data, tokens, mask, 128, &error));
@@ -295,7 +294,6 @@ static void test_empty_micro_steps(void **state)
     expect_message("300");
     bitaxon_dataset_free(data);
     bitaxon_model_free(model);
-    remove_folder(words);
     remove_folder(folder);
 }
 
@@ -303,9 +301,8 @@ static void test_empty_micro_steps(void **state)
 static void test_from_file(void **state)
 {
     (void)state;
-    char *folder = make_folder(), *words = make_folder();
-    write_tokenizer(words);
-    new_model(in_folder(folder, "m"), small_config("\"vocab_size\": 300"), "affine4", words);
+    char *folder = make_folder();
+    new_model_of_words(in_folder(folder, "m"), small_config("\"vocab_size\": 300"), "affine4");
     bitaxon_model *model = open_model(in_folder(folder, "m"), 2, NULL);
     char records[4096], path[640];
     size_t used = 0;
@@ -355,7 +352,6 @@ static void test_from_file(void **state)
         bitaxon_dataset_free(data);
     }
     bitaxon_model_free(model);
-    remove_folder(words);
     remove_folder(folder);
 }
 

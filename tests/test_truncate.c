@@ -19,10 +19,7 @@ static int make_models(void **state)
     (void)state;
     root = make_folder();
     pack_model("tests/golden/tiny-q4", in_folder(root, "packed"));
-    char *words = make_folder();
-    write_tokenizer(words);
-    new_model(in_folder(root, "words"), small_config("\"vocab_size\": 300"), "affine4", words);
-    remove_folder(words);
+    new_model_of_words(in_folder(root, "words"), small_config("\"vocab_size\": 300"), "affine4");
     return 0;
 }
 

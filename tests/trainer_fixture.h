@@ -5,6 +5,7 @@
 #define TRAINER_FIXTURE_H
 
 #include "api/api.h"
+#include "call_fixture.h"
 #include "fault_files.h"
 #include "fault_host.h"
 
@@ -14,10 +15,7 @@
 #include <string.h>
 
 #define UNUSED_OK __attribute__((unused))
-#define OK(call) expect(BITAXON_OK, (call), #call)
 #define EXPECT(status, call) expect(BITAXON_##status, (call), #call)
-
-static bitaxon_error error = BITAXON_ERROR_INIT;
 
 static UNUSED_OK void expect(bitaxon_status want, bitaxon_status found, const char *call)
 {

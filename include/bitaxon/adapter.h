@@ -72,8 +72,8 @@ BITAXON_API bitaxon_status bitaxon_adapter_get_info(const bitaxon_adapter *adapt
  * What a cache holds depends on the adapters it was read with, and it remembers which: with others, or
  * none, a session neither reads on nor chooses a token (MISMATCH) until these are put on, the
  * cache is emptied (bitaxon_cache_reset) or another is given. Nothing is copied or computed: a
- * swap takes well under a millisecond, but for the first one whose ranks together pass 32: it makes
- * larger buffers.
+ * swap takes well under a millisecond, also the first one whose ranks together pass 32, which takes one more
+ * block of memory (2.1 MB at most) and keeps it.
  * Params:    adapters [count]  at most BITAXON_ADAPTERS_MAX; NULL with count 0: none.
  *            weights [count]  nullable: 1 each.
  * Returns:   OK, INVALID_ARGUMENT, MISMATCH (of another model; the session's cache holds tokens read with

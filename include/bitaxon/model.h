@@ -122,7 +122,8 @@ BITAXON_API bitaxon_status bitaxon_model_info_int(const bitaxon_model *model, co
                                                   int64_t *out, bitaxon_error *error);
 
 /* Facts as text or real numbers, in text: rms_norm_eps rope_theta architecture
- * path fingerprint (32 hex digits) tied ("tied" or "untied") kernels (tier names)
+ * path fingerprint (32 hex digits) tokenizer_fingerprint (of its vocabulary, merges and special
+ * tokens, 32 hex digits; "none" without one) tied ("tied" or "untied") kernels (tier names)
  * accuracy ("exact", "near" or "fast": the one in use).
  * Params:    buffer, capacity  may be NULL, 0.  need  bytes with the terminator; nullable.
  * Returns:   OK; LIMIT when the buffer is too small (need is set); INVALID_ARGUMENT.

@@ -84,7 +84,8 @@ typedef struct bitaxon_trainer_params {
 
 /* Params:    params  data and steps at least.  out  NULL on failure.
  * Returns:   OK; INVALID_ARGUMENT (which field); UNSUPPORTED (FULL on quantised weights: the first); MISMATCH (adapter
- *            of another model; data of another objective, or with tokens beyond the vocabulary); BAD_STATE (model without weights); FORMAT; OUT_OF_MEMORY; LIMIT.
+ *            of another model; data of another objective, read with another tokenizer than the model's, or with tokens
+ *            beyond the vocabulary); BAD_STATE (model without weights); FORMAT; OUT_OF_MEMORY; LIMIT.
  * Ownership: free with bitaxon_trainer_free; it keeps model and data alive.  Thread: any-thread.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_trainer_create(bitaxon_model *model, const bitaxon_trainer_params *params,
                                                   bitaxon_trainer **out, bitaxon_error *error);

@@ -58,6 +58,12 @@ bitaxon_status bitaxon_model_info_int(const bitaxon_model *model, const char *ke
     return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "unknown integer key '%s'", key);
 }
 
+static void put_hex(const uint8_t id[16], char hex[33])
+{
+    for (int i = 0; i < 16; i++)
+        snprintf(hex + 2 * i, 3, "%02x", id[i]);
+}
+
 bitaxon_status bitaxon_model_info_text(const bitaxon_model *model, const char *key, char *buffer,
                                        size_t capacity, size_t *need, bitaxon_error *error)
 {
@@ -76,9 +82,16 @@ bitaxon_status bitaxon_model_info_text(const bitaxon_model *model, const char *k
     } else if (strcmp(key, "path") == 0) {
         text = model->where;
     } else if (strcmp(key, "fingerprint") == 0) {
-        for (int i = 0; i < 16; i++)
-            snprintf(hex + 2 * i, 3, "%02x", model->core.fingerprint[i]);
+        put_hex(model->core.fingerprint, hex);
         text = hex;
+    } else if (strcmp(key, "tokenizer_fingerprint") == 0) {
+        uint8_t id[16];
+        text = "none";
+        if (model->tokenizer != NULL) {
+            bxn_tokenizer_identity(model->tokenizer, id);
+            put_hex(id, hex);
+            text = hex;
+        }
     } else if (strcmp(key, "tied") == 0) {
         text = model->core.tied ? "tied" : "untied";
     } else if (strcmp(key, "kernels") == 0) {

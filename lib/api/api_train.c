@@ -40,6 +40,22 @@ static int32_t separator(const bitaxon_model *model)
     return count != 0 ? eos[0] : -1;
 }
 
+/* Ids that a file was read as must mean the same to the model. Tokens that the host has are its own matter, and a model
+ * that was opened without its tokenizer cannot tell. */
+static bitaxon_status check_tokenizer(const bitaxon_model *model, const bitaxon_dataset *data, const char *what,
+                                      bitaxon_error *error)
+{
+    if (data == NULL || !data->from_file || data->model == model || model->tokenizer == NULL)
+        return BITAXON_OK;
+    uint8_t its[16], own[16];
+    bxn_tokenizer_identity(data->model->tokenizer, its);
+    bxn_tokenizer_identity(model->tokenizer, own);
+    if (memcmp(its, own, sizeof own) == 0)
+        return BITAXON_OK;
+    return bxn_fail(error, BITAXON_MISMATCH, "%s was read with the tokenizer %02x%02x%02x%02x of %.60s, the model has %02x%02x%02x%02x of %.60s",
+                    what, its[0], its[1], its[2], its[3], data->model->where, own[0], own[1], own[2], own[3], model->where);
+}
+
 bitaxon_status bitaxon_trainer_create(bitaxon_model *model, const bitaxon_trainer_params *params,
                                       bitaxon_trainer **out, bitaxon_error *error)
 {
@@ -59,6 +75,10 @@ bitaxon_status bitaxon_trainer_create(bitaxon_model *model, const bitaxon_traine
         status = bxn_trainer_resolve(&p, longest(&p), p.adapter != NULL ? &p.adapter->core : NULL, error);
     if (status == BITAXON_OK && !model->has_weights)
         status = bxn_fail(error, BITAXON_BAD_STATE, "the model was opened for its tokenizer only");
+    if (status == BITAXON_OK)
+        status = check_tokenizer(model, p.data, "the data", error);
+    if (status == BITAXON_OK)
+        status = check_tokenizer(model, p.validation, "the validation data", error);
     if (status == BITAXON_OK)
         status = bxn_calloc(&model->mem, sizeof(bitaxon_trainer), "trainer", &memory, error);
     if (status != BITAXON_OK)

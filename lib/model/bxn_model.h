@@ -124,11 +124,14 @@ void bxn_model_integers(bxn_model *model, bool fast);
 /* Whether prefill takes bf16 tiles (bxn_tiled) with any weight that may. */
 bool bxn_model_tiles(const bxn_model *model);
 
-/* Bytes of a workspace for sequences of at most max_tokens, with room for tiles or without and for
+/* Accounted bytes of a workspace for sequences of at most max_tokens, with room for tiles or without and for
  * adapters in force whose ranks add up to `rank`; then make and free it. */
-size_t bxn_workspace_bytes(const bxn_config *config, uint64_t max_tokens, bool tiles, uint32_t rank);
+uint64_t bxn_workspace_cost(const bxn_config *config, uint64_t max_tokens, bool tiles, uint32_t rank);
 bitaxon_status bxn_workspace_create(bxn_mem *mem, const bxn_config *config, uint64_t max_tokens,
                                     bool tiles, uint32_t rank, bxn_workspace *out, bitaxon_error *error);
+/* Room for adapters of `rank` together, between passes: one block that nothing is written to, whatever its size.
+ * OUT_OF_MEMORY, LIMIT: it has the room that it had. */
+bitaxon_status bxn_workspace_adapt(bxn_mem *mem, uint32_t rank, bxn_workspace *ws, bitaxon_error *error);
 void bxn_workspace_free(bxn_mem *mem, bxn_workspace *ws);
 
 /* One pass: `tokens` [count], count <= BXN_TILE, made up of segments in order, each tokens of one

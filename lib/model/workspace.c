@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* workspace.c - the buffers of one pass, cut from one block by one table. What lives from op to op
+/* workspace.c - the buffers of one pass, cut from one block by one table, and one more for adapters. What lives from op to op
  * comes first and is cleared once: the padding of its rows (kernels.h) stays zero for
  * ever, since nobody writes it. The buffers of one kind of op share their place with those of
  * the other kinds, and each op clears the padding of its own rows. Memory is touched when it is used. */
@@ -27,7 +27,7 @@ static size_t tiled_inputs(const bxn_config *config, bool moe, bool ssm)
 }
 
 /* Walks the table twice: first with memory NULL to add up, then to place. */
-static size_t place(const bxn_config *config, uint64_t max_tokens, bool tiles, uint32_t rank, bxn_workspace *ws)
+static size_t place(const bxn_config *config, uint64_t max_tokens, bool tiles, bxn_workspace *ws)
 {
     size_t T = BXN_TILE, D = config->hidden_dim, S = config->d_source_model, I = config->moe_intermediate_dim;
     size_t E = D * config->ssm_expand, N = config->ssm_d_state, X = config->moe_num_experts, k = config->moe_top_k;
@@ -55,7 +55,7 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bool tiles, u
     inputs = most(inputs, ssm ? in_d + in_e : 0);
     inputs = T * most(inputs, moe ? (k + 1) * in_i : 0);
     inputs = most(inputs, tiles ? tiled_inputs(config, moe, ssm) : 0);
-    inputs = bxn_round_up(inputs, BXN_ALIGN) + bxn_low_rank_bytes(T, rank);
+    inputs = bxn_round_up(inputs, BXN_ALIGN);
     enum { ALWAYS, SSM, ATTENTION, MOE, ENDS, KINDS };
     ws->inputs_bytes = inputs;
     const struct {
@@ -102,30 +102,50 @@ static size_t place(const bxn_config *config, uint64_t max_tokens, bool tiles, u
     return most(most(end[ENDS], end[SSM]), most(end[ATTENTION], end[MOE]));
 }
 
-size_t bxn_workspace_bytes(const bxn_config *config, uint64_t max_tokens, bool tiles, uint32_t rank)
+uint64_t bxn_workspace_cost(const bxn_config *config, uint64_t max_tokens, bool tiles, uint32_t rank)
 {
     bxn_workspace ws = { 0 };
-    return place(config, max_tokens, tiles, rank, &ws);
+    return bxn_alloc_cost(place(config, max_tokens, tiles, &ws)) +
+           (rank != 0 ? bxn_alloc_cost(bxn_low_rank_bytes(BXN_TILE, rank)) : 0);
 }
 
 bitaxon_status bxn_workspace_create(bxn_mem *mem, const bxn_config *config, uint64_t max_tokens,
                                     bool tiles, uint32_t rank, bxn_workspace *out, bitaxon_error *error)
 {
     memset(out, 0, sizeof *out);
-    size_t bytes = bxn_workspace_bytes(config, max_tokens, tiles, rank);
+    size_t bytes = place(config, max_tokens, tiles, out);
     bitaxon_status status = bxn_alloc(mem, bytes, "session workspace", &out->memory, error);
     if (status != BITAXON_OK)
         return status;
     out->bytes = bytes;
-    place(config, max_tokens, tiles, rank, out);
+    place(config, max_tokens, tiles, out);
     memset(out->memory, 0, (size_t)((char *)out->inputs - (char *)out->memory));
     if ((void *)out->rotation != (void *)out->inputs) /* there is attention */
         bxn_kv_rotation(out->rotation, config->hidden_dim / config->num_heads);
+    status = bxn_workspace_adapt(mem, rank, out, error);
+    if (status != BITAXON_OK)
+        bxn_workspace_free(mem, out);
+    return status;
+}
+
+bitaxon_status bxn_workspace_adapt(bxn_mem *mem, uint32_t rank, bxn_workspace *ws, bitaxon_error *error)
+{
+    size_t bytes = bxn_low_rank_bytes(BXN_TILE, rank);
+    void *larger;
+    if (bytes <= ws->low_bytes)
+        return BITAXON_OK;
+    bitaxon_status status = bxn_alloc(mem, bytes, "buffers of adapters", &larger, error);
+    if (status != BITAXON_OK)
+        return status;
+    bxn_free(mem, ws->low, ws->low_bytes);
+    ws->low = larger;
+    ws->low_bytes = bytes;
     return BITAXON_OK;
 }
 
 void bxn_workspace_free(bxn_mem *mem, bxn_workspace *ws)
 {
+    bxn_free(mem, ws->low, ws->low_bytes);
     bxn_free(mem, ws->memory, ws->bytes);
     memset(ws, 0, sizeof *ws);
 }

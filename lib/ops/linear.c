@@ -189,9 +189,9 @@ enum { LOW_ROWS = 32, LOW_COLUMNS = 256 };
 
 static void *take(bxn_workspace *ws, size_t bytes)
 {
-    void *at = ws->inputs + ws->inputs_used;
-    ws->inputs_used += bxn_round_up(bytes, BXN_ALIGN);
-    assert(ws->inputs_used <= ws->inputs_bytes);
+    void *at = ws->low + ws->taken.low;
+    ws->taken.low += bxn_round_up(bytes, BXN_ALIGN);
+    assert(ws->taken.low <= ws->low_bytes);
     return at;
 }
 
@@ -203,7 +203,6 @@ static void place_low_rank(const bxn_exec *exec, bxn_input *in)
     in->low_count = 0;
     if (in->adapted_count == 0)
         return;
-    exec->ws->inputs_used = bxn_round_up(exec->ws->inputs_used, BXN_ALIGN);
     bxn_low_rank *low = take(exec->ws, (size_t)in->adapted_count * adapters->count * sizeof *low);
     for (uint32_t j = 0; j < in->adapted_count; j++) {
         for (uint32_t i = 0; i < adapters->count; i++) {
@@ -331,7 +330,7 @@ bitaxon_status bxn_inputs_make(const bxn_exec *exec, bxn_input *inputs, uint32_t
     for (uint32_t i = 0; i < count; i++) {
         bxn_input *in = &inputs[i];
         size_t columns = bxn_round_up(in->cols, BXN_UNIT_COLS);
-        unsigned char *at = ws->inputs + ws->inputs_used;
+        unsigned char *at = ws->inputs + ws->taken.inputs;
         in->ldsum = bxn_round_up(columns / BXN_SUB_BLOCK, 16);
         in->ldxq = in->tiled ? bxn_tile_bytes(columns) : bxn_xq_bytes(in->kind, columns);
         in->ldxscale = bxn_round_up(columns / BXN_XQ_BLOCK, 16);
@@ -341,7 +340,7 @@ bitaxon_status bxn_inputs_make(const bxn_exec *exec, bxn_input *inputs, uint32_t
         at += in->kind != BXN_XQ_NONE ? in->rows * in->ldxscale * sizeof(float) : 0;
         in->xq = at;
         at += (in->tiled ? (in->rows + 15) / 16 : in->rows) * in->ldxq;
-        ws->inputs_used = (size_t)(at - ws->inputs);
+        ws->taken.inputs = (size_t)(at - ws->inputs);
         place_low_rank(exec, in);
         low |= in->low_count != 0;
         rows += in->summed || in->tiled || in->kind != BXN_XQ_NONE ? in->rows : 0;
@@ -477,7 +476,7 @@ static bitaxon_status run_jobs(const bxn_exec *exec, const bxn_linear_job *jobs,
 {
     jobs_context c;
     bxn_item items[MAX_JOBS];
-    size_t used = exec->ws->inputs_used;
+    bxn_taken taken = exec->ws->taken;
     c.exec = exec;
     memcpy(c.jobs, jobs, count * sizeof *jobs);
     bitaxon_status status = make_inputs(exec, c.jobs, count);
@@ -488,7 +487,7 @@ static bitaxon_status run_jobs(const bxn_exec *exec, const bxn_linear_job *jobs,
     }
     if (status == BITAXON_OK)
         status = bxn_ranges_run(exec, items, count, jobs_task, &c);
-    exec->ws->inputs_used = used;
+    exec->ws->taken = taken;
     return status;
 }
 

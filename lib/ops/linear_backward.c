@@ -40,12 +40,16 @@ void bxn_dropout(const bxn_adapters *adapters, uint32_t id, uint64_t row, const 
 /* ---- forward -------------------------------------------------------------------------------- */
 
 /* Of a workspace for one product of a tile. */
-static size_t inputs_bytes(const bxn_weight *w, uint32_t rank)
+static bxn_workspace take_inputs(bxn_scratch *scratch, const bxn_weight *w, uint32_t rank)
 {
     size_t tiled = bxn_tiled_input_bytes(w->cols, BXN_TILE, BXN_TILE / 16);
     size_t rows = BXN_TILE * bxn_input_bytes(w->cols);
     size_t dropped = rank == 0 ? 0 : BXN_TILE * bxn_round_up(w->cols, BXN_UNIT_COLS) * sizeof(float);
-    return (tiled > rows ? tiled : rows) + BXN_ALIGN + bxn_low_rank_bytes(BXN_TILE, rank) + dropped;
+    bxn_workspace ws = { .inputs_bytes = tiled > rows ? tiled : rows,
+                         .low_bytes = bxn_low_rank_bytes(BXN_TILE, rank) + dropped };
+    ws.inputs = bxn_scratch_take(scratch, ws.inputs_bytes);
+    ws.low = bxn_scratch_take(scratch, ws.low_bytes);
+    return ws;
 }
 
 static uint32_t rank_of(const bxn_adapters *adapters, const bxn_weight *w)
@@ -63,9 +67,8 @@ bitaxon_status bxn_train_linear(bxn_train_pass *pass, const bxn_weight *w, const
 {
     const size_t used = pass->scratch.used;
     bxn_exec exec = pass->exec;
-    bxn_workspace ws = { .inputs_bytes = inputs_bytes(w, rank_of(exec.adapters, w)) };
+    bxn_workspace ws = take_inputs(&pass->scratch, w, rank_of(exec.adapters, w));
     bxn_adapters adapters = { 0 };
-    ws.inputs = bxn_scratch_take(&pass->scratch, ws.inputs_bytes);
     exec.ws = &ws;
     if (exec.adapters != NULL) {
         adapters = *exec.adapters;
@@ -346,7 +349,7 @@ size_t bxn_train_linear_bytes(const bxn_weight *w, uint32_t rank, uint32_t rows)
 {
     bxn_scratch scratch = { 0 };
     block_context c = { .w = w };
-    bxn_scratch_take(&scratch, inputs_bytes(w, rank));
+    (void)take_inputs(&scratch, w, rank);
     scratch.used = 0;
     take_block(&c, &scratch, rows < BLOCK ? rows : BLOCK, rank, true, true);
     size_t gains = rank == 0 ? 0 : bxn_dora_bytes(w, rank);

@@ -167,7 +167,7 @@ static bitaxon_status run_hidden(moe_context *c)
 {
     const bxn_moe *p = c->p;
     bxn_input gathered[SLOTS];
-    size_t used = c->exec->ws->inputs_used;
+    bxn_taken taken = c->exec->ws->taken;
     if (bxn_tiled(c->exec, &p->gate[0]) || bxn_tiled(c->exec, &p->up[0]))
         c->routed_in = gathered;
     uint32_t groups = (p->inner + BXN_UNIT_ROWS - 1) / BXN_UNIT_ROWS, slots = c->tokens * p->top_k;
@@ -208,7 +208,7 @@ static bitaxon_status run_hidden(moe_context *c)
             status = bxn_ranges_run(c->exec, items, 2 + n, hidden_task, c);
         if (status == BITAXON_OK)
             status = c->status;
-        c->exec->ws->inputs_used = used;
+        c->exec->ws->taken = taken;
     }
     c->routed_in = NULL;
     return status;
@@ -263,12 +263,12 @@ bitaxon_status bxn_moe_forward(const bxn_exec *exec, const bxn_moe *p, uint32_t 
 {
     bxn_workspace *ws = exec->ws;
     moe_context c = { .exec = exec, .p = p, .tokens = tokens, .layer = layer };
-    size_t used = ws->inputs_used;
+    bxn_taken taken = ws->taken;
     bxn_pad_rows(ws->a, ws->ld_i, p->inner, tokens * (p->top_k + (p->shared ? 1 : 0)));
     bitaxon_status status = make_input(&c);
     if (status == BITAXON_OK)
         status = run_hidden(&c);
-    ws->inputs_used = used;
+    ws->taken = taken;
     if (status == BITAXON_OK)
         status = run_down(&c);
     return status == BITAXON_OK ? bxn_rows_run(exec, tokens, combine_task, &c) : status;

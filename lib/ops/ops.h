@@ -152,19 +152,27 @@ typedef struct bxn_segment {
 
 /* ---- workspace --------------------------------------------------------------------- */
 
-/* Buffers of one pass in one block of memory. Strides in floats. Buffers of different ops share
- * their place; an op begins with zeros in the padding of its own rows (bxn_pad_rows). */
+/* Bytes that inputs have of a workspace: an op notes them before it makes some, and sets them back. */
+typedef struct bxn_taken {
+    size_t inputs, low;
+} bxn_taken;
+
+/* Buffers of one pass in one block of memory, but for those of adapters, which grow apart from it. Strides in
+ * floats. Buffers of different ops share their place; an op begins with zeros in the padding of its own
+ * rows (bxn_pad_rows). */
 typedef struct bxn_workspace {
     void *memory;
     size_t bytes;
+    unsigned char *low; /* what adapters make of inputs; NULL: there is no room for any */
+    size_t low_bytes;
     size_t ld_d, ld_s, ld_e, ld_2e, ld_bcd, ld_i, ld_x, score_stride;
     float *x;      /* [T, D] residual stream */
     float *n;      /* [T, D] normed input of the op */
     float *r;      /* [T, D] result of the op; in the place of n, which is spent by then */
     float *s;      /* [T, S] embeddings; at the end, the rows that the head takes; between, of the ops */
     unsigned char *inputs; /* what products read of their inputs (bxn_inputs_make) */
-    size_t inputs_used;    /* bytes of it that are taken */
-    size_t inputs_bytes; /* room there */
+    size_t inputs_bytes;   /* room there */
+    bxn_taken taken;       /* of inputs and low */
     /* state space */
     float *xz, *xc, *bcd, *y; /* y in the place of xc */
     /* attention */
@@ -261,10 +269,10 @@ size_t bxn_tiled_input_bytes(size_t columns, size_t rows, size_t blocks);
 /* An input that w reads in this phase; then asked of others with the same rows. */
 void bxn_input_want(bxn_input *in, const bxn_exec *exec, const bxn_weight *w);
 void bxn_input_adapt(bxn_input *in, const bxn_exec *exec, const bxn_weight *w); /* its part of that for adapters */
-/* Room in ws->inputs for `rows` rows of all that reads one input with adapters whose ranks add up to `rank`;
+/* Room in ws->low for `rows` rows of all that reads one input with adapters whose ranks add up to `rank`;
  * without dropout. */
 size_t bxn_low_rank_bytes(size_t rows, uint32_t rank);
-/* Makes them in ws->inputs, behind what is taken there (ws->inputs_used, which the caller sets back). */
+/* Makes them in ws->inputs and ws->low, behind what is taken there (ws->taken, which the caller sets back). */
 bitaxon_status bxn_inputs_make(const bxn_exec *exec, bxn_input *inputs, uint32_t count);
 void bxn_input_use(const bxn_input *in, bxn_mm_args *args);
 

@@ -96,7 +96,7 @@ static bitaxon_status forward(const bxn_exec *exec, const bxn_ssm *p, uint32_t t
                               const bxn_segment *segments, uint32_t n)
 {
     bxn_workspace *ws = exec->ws;
-    const size_t used = ws->inputs_used;
+    const bxn_taken taken = ws->taken;
     uint32_t x_groups = p->channels16 / BXN_UNIT_ROWS;
     uint32_t all_groups = (p->in_proj.rows + BXN_UNIT_ROWS - 1) / BXN_UNIT_ROWS;
     ssm_context c = { .exec = exec, .p = p, .segments = segments, .n = n };
@@ -129,15 +129,15 @@ static bitaxon_status forward(const bxn_exec *exec, const bxn_ssm *p, uint32_t t
 
     items[0] = (bxn_item){ n * x_groups, (uint64_t)16 * 16 * p->states * tokens / n };
     status = bxn_ranges_run(exec, items, 1, scan_task, &c);
-    ws->inputs_used = used; /* there is room for two inputs of this op, not for three */
+    ws->taken = taken; /* there is room for two inputs of this op, not for three */
     return status == BITAXON_OK ? bxn_linear(exec, &p->out_proj, ws->y, ws->ld_e, tokens, ws->r, ws->ld_d) : status;
 }
 
 bitaxon_status bxn_ssm_forward(const bxn_exec *exec, const bxn_ssm *p, uint32_t tokens,
                                const bxn_segment *segments, uint32_t n)
 {
-    size_t used = exec->ws->inputs_used;
+    bxn_taken taken = exec->ws->taken;
     bitaxon_status status = forward(exec, p, tokens, segments, n);
-    exec->ws->inputs_used = used;
+    exec->ws->taken = taken;
     return status;
 }

@@ -9,7 +9,7 @@
 #include "tokenizer/bxn_tokenizer.h"
 
 #define BXN_SCORE_ROWS 16 /* rows of logits at a time when scoring */
-#define BXN_ADAPTER_ROOM 32 /* ranks of adapters that every workspace has room for: a swap is two stores */
+#define BXN_ADAPTER_ROOM 32 /* ranks of adapters that every workspace has room for from the start */
 #define BXN_BATCH_MAX BXN_SCORE_ROWS /* sessions that decode together */
 
 typedef struct bxn_session {

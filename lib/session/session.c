@@ -16,7 +16,7 @@ static uint64_t buffers_bytes(uint32_t vocab)
 
 uint64_t bxn_session_bytes(const bxn_config *config, size_t state_floats, uint64_t max_tokens, bool tiles)
 {
-    return buffers_bytes(config->vocab_size) + bxn_alloc_cost(bxn_workspace_bytes(config, max_tokens, tiles, BXN_ADAPTER_ROOM)) +
+    return buffers_bytes(config->vocab_size) + bxn_workspace_cost(config, max_tokens, tiles, BXN_ADAPTER_ROOM) +
            bxn_cache_state_bytes(config, state_floats);
 }
 
@@ -78,19 +78,21 @@ void bxn_session_release(bxn_session *session)
 
 bitaxon_status bxn_session_room(bxn_session *session, uint64_t max_tokens, uint32_t rank, bitaxon_error *error)
 {
-    max_tokens = max_tokens > session->ws_tokens ? max_tokens : session->ws_tokens;
+    bool longer = session->ws.memory == NULL || max_tokens > session->ws_tokens;
     rank = rank > session->ws_rank ? rank : session->ws_rank;
-    if (session->ws.memory != NULL && max_tokens == session->ws_tokens && rank == session->ws_rank)
-        return BITAXON_OK;
     bxn_workspace larger;
-    bitaxon_status status = bxn_workspace_create(session->mem, &session->model->config, max_tokens,
-                                                 bxn_model_tiles(session->model), rank, &larger, error);
+    bitaxon_status status =
+        longer ? bxn_workspace_create(session->mem, &session->model->config, max_tokens,
+                                      bxn_model_tiles(session->model), rank, &larger, error)
+               : bxn_workspace_adapt(session->mem, rank, &session->ws, error);
     if (status != BITAXON_OK)
         return status;
+    session->ws_rank = rank;
+    if (!longer)
+        return BITAXON_OK;
     bxn_workspace_free(session->mem, &session->ws);
     session->ws = larger;
     session->ws_tokens = max_tokens;
-    session->ws_rank = rank;
     return BITAXON_OK;
 }
 

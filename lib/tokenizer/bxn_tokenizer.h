@@ -26,6 +26,9 @@ uint64_t bxn_tokenizer_bytes(const bxn_tokenizer *tokenizer);
 /* 1 + the highest id. */
 uint32_t bxn_tokenizer_size(const bxn_tokenizer *tokenizer);
 
+/* Of its vocabulary, merges and special tokens: with one identity, ids mean the same. */
+void bxn_tokenizer_identity(const bxn_tokenizer *tokenizer, uint8_t id[16]);
+
 /* As the public functions of the same names, less argument checks on handles. */
 bitaxon_status bxn_tokenizer_encode(const bxn_tokenizer *tokenizer, const char *text, size_t bytes,
                                     uint32_t flags, int32_t *ids, size_t capacity, size_t *need,

@@ -322,7 +322,7 @@ check "bench" exits 0
 check "bench is quiet on stderr in a pipe" test ! -s "$err"
 check "bench fits 100 columns" awk 'length > 100 { exit 1 }' "$out"
 for word in 'open, warm' 'prefill, 64 tokens' 'decode, short context' 'sequences together' \
-    'CPU between calls' 'open to first token' 'peak memory' 'f32' 'read, '; do
+    'adapter swap, ranks 8 and 64' 'the first to rank 64' 'CPU between calls' 'open to first token' 'peak memory' 'f32' 'read, '; do
     check "bench shows: $word" grep -q "$word" "$out"
 done
 run bench "$dir/q4" --rounds 2 --lengths 16,64 --only prefill,decode,batch --json --threads 2
@@ -350,6 +350,15 @@ run bench "$dir/q4" --rounds 1 --lengths 16 --only prefill --markdown
 check "bench --markdown" grep -q '^| prefill, 16 tokens |' "$out"
 run bench "$dir/q4" --lengths 16,9000 --only prefill --rounds 1
 check "bench: a prompt longer than the context" grep -q 'left out: prefill, 9000 tokens.*8192' "$out"
+mkdir "$dir/bench-temporary"
+last="bench --only adapter"
+TMPDIR=$dir/bench-temporary "$bin" bench "$dir/q4" --only adapter --json >"$out" 2>"$err" </dev/null
+code=$?
+check "bench --only adapter" exits 0
+# Under a millisecond, ten where the machine has other work.
+check "bench --only adapter: in no time" awk '/"value": / { n++; if ($2 + 0 <= 0 || $2 + 0 > 0.01) bad++ }
+    END { exit !(n == 2 && !bad) }' "$out"
+check "bench --only adapter: leaves nothing" sh -c 'test -z "$(ls -A "$1")"' sh "$dir/bench-temporary"
 last="bench --max-seconds 2"
 begun=$(date +%s)
 run bench "$dir/q4" --max-seconds 2 --only prefill,decode,idle --rounds 25 --json

@@ -235,6 +235,14 @@ whole_run="$common --validation $sft --eval-every 5 --save-every 4 --steps 12 --
     bits "resumed when all is done" "$dir/one" "$dir/two"
     trains "more steps" "$model" "$sft" -o "$dir/two" $whole_run --resume --steps 14 --warmup 1
     check "more steps: they were made" grep -q '"step":14,' "$dir/two/metrics.jsonl"
+
+    # As several machines sum: a kind of run of its own.
+    trains "ordered" "$model" "$sft" -o "$dir/ordered" $whole_run --ordered
+    cp -r "$dir/ordered" "$dir/ordered2"
+    rm -r "$dir/ordered2/checkpoints/step_00000012" "$dir/ordered2/adapter"
+    fails "ordered, resumed without" 1 "ordered" "$model" "$sft" -o "$dir/ordered2" $whole_run --resume
+    trains "ordered, resumed" "$model" "$sft" -o "$dir/ordered2" $whole_run --ordered --resume
+    bits "ordered, resumed" "$dir/ordered" "$dir/ordered2"
 }
 
 if [ -c /dev/full ]; then

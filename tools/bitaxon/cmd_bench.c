@@ -15,7 +15,7 @@
 static const tool_usage usage = {
     "bench", "[MODEL]",
     "Measure this machine's limits and how near a model comes to them: opening, first\n"
-    "token, prefill, decode, batches, idleness, memory. Without MODEL the limits alone.",
+    "token, prefill, decode, batches, adapters, idleness, memory. Without MODEL the limits alone.",
     0, 1};
 
 /* ---- samples and rows ------------------------------------------------------------------------ */
@@ -158,6 +158,7 @@ typedef enum step_kind {
     STEP_PREFILL,
     STEP_DECODE,
     STEP_BATCH,
+    STEP_ADAPTER,
     STEP_IDLE,
     STEP_PEER
 } step_kind;
@@ -190,6 +191,8 @@ static double estimate(const bench_run *run, const bench_step *step)
         return (16.0 / run->decode_rate + 0.4) * rounds;
     case STEP_BATCH:
         return (8.0 * (1.0 + 0.3 * (double)step->length) / run->decode_rate + 0.4) * rounds;
+    case STEP_ADAPTER:
+        return 0.1 * rounds;
     case STEP_IDLE:
         return rounds;
     default:
@@ -292,6 +295,9 @@ static uint32_t make_plan(const bench_run *run, bench_step *steps)
             steps[n++] = (bench_step){.kind = STEP_BATCH, .length = b, .rounds = rounds_of(run, 5)};
         }
     }
+    if ((run->parts & BENCH_PART_ADAPTER) != 0) {
+        steps[n++] = (bench_step){.kind = STEP_ADAPTER, .rounds = rounds_of(run, 9)};
+    }
     if ((run->parts & BENCH_PART_IDLE) != 0) {
         steps[n++] = (bench_step){.kind = STEP_IDLE, .rounds = run->args->quick ? 1 : 3};
     }
@@ -340,6 +346,8 @@ static int run_step(bench_run *run, const bench_step *step)
         return bench_measure_decode(run, step->length, step->key, step->name, step->rounds);
     case STEP_BATCH:
         return bench_measure_batch(run, (uint32_t)step->length, step->rounds);
+    case STEP_ADAPTER:
+        return bench_measure_adapter(run, step->rounds);
     case STEP_IDLE:
         return bench_measure_idle(run, step->rounds);
     default:
@@ -355,7 +363,7 @@ static const struct {
 } part_names[] = {
     {"limits", BENCH_PART_LIMITS},   {"open", BENCH_PART_OPEN},   {"first", BENCH_PART_FIRST},
     {"prefill", BENCH_PART_PREFILL}, {"decode", BENCH_PART_DECODE}, {"batch", BENCH_PART_BATCH},
-    {"idle", BENCH_PART_IDLE},       {"memory", BENCH_PART_MEMORY},
+    {"adapter", BENCH_PART_ADAPTER}, {"idle", BENCH_PART_IDLE},   {"memory", BENCH_PART_MEMORY},
 };
 
 static int parse_parts(bench_run *run, const char *text)
@@ -372,7 +380,7 @@ static int parse_parts(bench_run *run, const char *text)
         if (part == 0) {
             return tool_usage_error(usage.command,
                                     "--only: '%.*s' is not limits, open, first, prefill, decode, batch, "
-                                    "idle or memory",
+                                    "adapter, idle or memory",
                                     (int)length, text);
         }
         run->parts |= part;
@@ -472,7 +480,7 @@ int cmd_bench(int argc, char **argv)
     const tool_option options[] = {
         TOOL_FLAG("quick", 0, &args.quick, "short prompts and few rounds: about half a minute"),
         TOOL_TEXT("only", 0, "PARTS", &args.only,
-                  "some of limits,open,first,prefill,decode,batch,idle,memory"),
+                  "some of limits,open,first,prefill,decode,batch,adapter,idle,\nmemory"),
         TOOL_TEXT("lengths", 0, "N,N,...", &args.lengths_text,
                   "prompt lengths (default: 128,512,2048,8192,65536); decode is\n"
                   "measured at contexts up to the last"),

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cmd_bench.h - what the files of `bitaxon bench` share: samples, the rows of its table, the run.
- * cmd_bench.c takes the options and plans, cmd_bench_limits.c and cmd_bench_parts.c measure,
+ * cmd_bench.c takes the options and plans, cmd_bench_limits.c, cmd_bench_parts.c and cmd_bench_adapter.c measure,
  * cmd_bench_peer.c runs llama.cpp's program, cmd_bench_report.c prints. */
 #ifndef BITAXON_CMD_BENCH_H
 #define BITAXON_CMD_BENCH_H
@@ -23,7 +23,8 @@ enum {
     BENCH_PART_BATCH = 32,
     BENCH_PART_IDLE = 64,
     BENCH_PART_MEMORY = 128,
-    BENCH_PART_ALL = 255
+    BENCH_PART_ADAPTER = 256,
+    BENCH_PART_ALL = 511
 };
 
 typedef struct bench_samples {
@@ -182,6 +183,10 @@ int bench_measure_decode(bench_run *run, uint64_t context, const char *key, cons
 int bench_measure_batch(bench_run *run, uint32_t count, uint32_t rounds);
 void bench_batch_free(bench_run *run);
 int bench_measure_idle(bench_run *run, uint32_t rounds);
+
+/* ---- cmd_bench_adapter.c ---- */
+
+int bench_measure_adapter(bench_run *run, uint32_t rounds); /* as above */
 
 /* ---- cmd_bench_peer.c ---- */
 

@@ -20,7 +20,11 @@ static void format_value(char *buffer, size_t capacity, bench_unit unit, double 
         snprintf(buffer, capacity, "%.*f tokens/s", value < 100 ? 2 : value < 1000 ? 1 : 0, value);
         break;
     case BENCH_SECONDS:
-        snprintf(buffer, capacity, value < 1 ? "%.2f ms" : "%.2f s", value < 1 ? value * 1e3 : value);
+        if (value < 1e-4) {
+            snprintf(buffer, capacity, "%.2f us", value * 1e6);
+        } else {
+            snprintf(buffer, capacity, value < 1 ? "%.2f ms" : "%.2f s", value < 1 ? value * 1e3 : value);
+        }
         break;
     case BENCH_BYTES:
         snprintf(buffer, capacity, "%s", tool_bytes_text((uint64_t)value, text));

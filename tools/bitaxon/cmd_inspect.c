@@ -22,7 +22,7 @@ static const char *const integer_keys[] = {
     "moe_num_experts", "moe_top_k",  "moe_intermediate_dim", "max_seq_len"};
 static const char *const boolean_keys[] = {"moe_shared_expert", "weight_tying", "final_norm"};
 static const char *const text_keys[] = {"rms_norm_eps", "rope_theta", "tied", "kernels", "accuracy",
-                                        "fingerprint"};
+                                        "fingerprint", "tokenizer_fingerprint"};
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 

@@ -125,7 +125,8 @@ static void fill_params(const train_args *args, bitaxon_trainer_params *p)
 {
     p->flags = (args->exact_norm ? BITAXON_TRAIN_EXACT_NORM : 0) |
                (args->no_isolation ? BITAXON_TRAIN_NO_ISOLATION : 0) |
-               (args->no_shuffle ? BITAXON_TRAIN_NO_SHUFFLE : 0);
+               (args->no_shuffle ? BITAXON_TRAIN_NO_SHUFFLE : 0) |
+               (args->ordered ? BITAXON_TRAIN_ORDERED : 0);
     p->targets = args->targets;
     p->rank = args->rank;
     p->scale = (float)args->scale;
@@ -635,6 +636,9 @@ int cmd_train(int argc, char **argv)
                   "what counts: content (of answers), reference or all\n(default: content)"),
         TOOL_FLAG("no-isolation", 0, &args.no_isolation, "examples run on into each other"),
         TOOL_FLAG("no-shuffle", 0, &args.no_shuffle, "take examples in the order of the file"),
+        TOOL_FLAG("ordered", 0, &args.ordered,
+                  "the bits of a run of several machines, which can go on from\n"
+                  "its checkpoints; one more array of the gradient's size"),
         TOOL_FLAG("strict", 0, &args.strict, "a bad line is an error, else it is left out"),
         REAL("balance", &args.balance, 0, 1e6, NULL,
              "weight of the loss that spreads tokens over experts\n(default: 0)"),

@@ -19,7 +19,7 @@ typedef struct train_args {
     uint64_t steps, warmup, eval_every, eval_batches, save_every, seed;
     bool rank_given, accumulate_given, alpha_given, scale_given, dropout_given, epochs_given, warmup_given;
     bool beta_given, lambda_given;
-    bool exact_norm, no_isolation, no_shuffle, strict, paper, resume, quiet, json;
+    bool exact_norm, no_isolation, no_shuffle, ordered, strict, paper, resume, quiet, json;
 } train_args;
 
 typedef struct train_state {
