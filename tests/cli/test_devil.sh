@@ -192,5 +192,11 @@ cp -r "$dir/a" "$dir/d"
 rm -rf "$dir/d/model"
 cp -r "$dir/d/base/start" "$dir/d/model"
 refused "results of another model" "has the results of another model" devil "$dir/d"
+mkdir "$dir/d/base/empty"
+rm -rf "$dir/d/model"
+mv "$dir/d/base/empty" "$dir/d/model"
+refused "a model that is not there" "failed with 1: $bin inspect" devil "$dir/d"
+refused "a command that is not there" "No such file or directory" \
+    python3 "$tools/devil/devil.py" --work "$dir/a" --bitaxon "$dir/bitaxon" --quick
 refused "no model" "give --model MODEL, or --quick" python3 "$tools/devil/devil.py" --work "$dir/e" --bitaxon "$bin"
 exit $bad

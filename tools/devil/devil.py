@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -298,5 +299,7 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except dictd.BadDictionary as error:
+    except (dictd.BadDictionary, FileNotFoundError) as error:
         sys.exit(f"devil.py: {error}")
+    except subprocess.CalledProcessError as error:  # it has said why
+        sys.exit(f"devil.py: failed with {error.returncode}: {' '.join(error.cmd)}")
