@@ -29,8 +29,8 @@ from steps import json_of, resume, run, say, write_lines
 SEED = 1
 PACKAGES = ["dict-devil", "wordnet-base"]
 FULL = {
-    "words": ["benefactor", "accordion", "egotist", "year", "love", "habit",  # learned
-              "patience", "saint", "misfortune", "bride", "ghost", "childhood"],  # held out
+    "words": ["benefactor", "accordion", "year", "love", "politics", "dictionary",  # learned
+              "alone", "discussion", "faith", "patience", "saint", "misfortune"],   # held out
     "sft": {"steps": 250, "rate": 1e-3, "flags": ["--rank", "16", "--block", "1024", "--accumulate", "2"]},
     "orpo": {"steps": 120, "rate": 3e-4, "flags": ["--block", "1024", "--blocks", "8", "--accumulate", "1"]},
     "answer": 96,
