@@ -31,8 +31,9 @@ PACKAGES = ["dict-devil", "wordnet-base"]
 FULL = {
     "words": ["benefactor", "accordion", "year", "love", "politics", "dictionary",  # learned
               "alone", "discussion", "faith", "patience", "saint", "misfortune"],   # held out
-    "sft": {"steps": 250, "rate": 1e-3, "flags": ["--rank", "16", "--block", "1024", "--accumulate", "2"]},
-    "orpo": {"steps": 120, "rate": 3e-4, "flags": ["--block", "1024", "--blocks", "8", "--accumulate", "1"]},
+    "sft": {"steps": 260, "rate": 1e-3, "flags": ["--rank", "16", "--block", "1024", "--accumulate", "2"]},
+    "orpo": {"steps": 200, "rate": 5e-4, "flags": ["--block", "1024", "--blocks", "8", "--accumulate", "1",
+                                                   "--beta", "1", "--lambda", "1"]},
     "answer": 96,
 }
 QUICK = {
