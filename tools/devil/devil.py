@@ -34,7 +34,7 @@ FULL = {
     "sft": {"steps": 260, "rate": 1e-3, "flags": ["--rank", "16", "--block", "1024", "--accumulate", "2"]},
     "orpo": {"steps": 200, "rate": 5e-4, "flags": ["--block", "1024", "--blocks", "8", "--accumulate", "1",
                                                    "--beta", "1", "--lambda", "1"]},
-    "answer": 96,
+    "answer": 64,
 }
 QUICK = {
     "words": ["baker", "babe", "adore", "rider"],
