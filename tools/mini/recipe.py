@@ -25,6 +25,7 @@ import bpe
 import card
 import stories
 import texts
+from steps import json_of, resume, run, say, write_lines
 
 SEED = 1
 FULL = {
@@ -49,15 +50,6 @@ QUICK_CONFIG = {
 HELD_OUT_NOVEL = "Persuasion"
 
 
-def say(text):
-    print(f"== {text}", flush=True)
-
-
-def run(*command, **options):
-    print("   " + " ".join(command), flush=True)
-    return subprocess.run(command, check=True, **options)
-
-
 def pieces(text, size=3000):
     """A long text in pieces that end with a paragraph, or a sentence where a paragraph is long."""
     out = ""
@@ -73,22 +65,12 @@ def pieces(text, size=3000):
 
 def definition_turns(root, count):
     for word, part, meaning, example in texts.definitions(root, count):
-        article = "an" if word[0] in "aeiou" else "a"
-        ask = {"noun": f"What is {article} {word}?", "verb": f"What does it mean to {word}?"}
-        answer = meaning[0].upper() + meaning[1:] + "."
-        messages = [{"role": "user", "content": ask.get(part, f"What does \"{word}\" mean?")},
-                    {"role": "assistant", "content": answer}]
+        messages = [{"role": "user", "content": texts.question(word, part)},
+                    {"role": "assistant", "content": texts.sentence(meaning)}]
         if example:
             messages += [{"role": "user", "content": f"Give an example of \"{word}\"."},
-                         {"role": "assistant", "content": example[0].upper() + example[1:] + "."}]
+                         {"role": "assistant", "content": texts.sentence(example)}]
         yield {"messages": messages}
-
-
-def write_lines(path, records):
-    with open(path + ".new", "w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    os.rename(path + ".new", path)
 
 
 def make_texts(work, plan):
@@ -160,9 +142,7 @@ def train(work, plan, bitaxon, start, stage, out):
              "--block", str(plan["block"]), "--blocks", str(plan["blocks"]), "--accumulate", "1",
              "--save-every", every, "--eval-every", every, "--validation", os.path.join(work, "valid.jsonl"),
              "--output", folder]
-    saved = os.path.join(folder, "checkpoints")
-    if os.path.isdir(saved) and any(re.fullmatch(r"step_\d+(\.old)?", name) for name in os.listdir(saved)):
-        flags.append("--resume")
+    flags += resume(folder)
     run(bitaxon, "train", start, os.path.join(work, stage + ".jsonl"), *flags)
     shutil.move(os.path.join(folder, "model"), out)
 
@@ -177,10 +157,6 @@ def trained(work):
                 seen["tokens"] += 0 if record.get("evaluation") else record.get("rows", 0)
                 seen["seconds"] += record.get("seconds", 0)
     return seen
-
-
-def json_of(*command):
-    return json.loads(run(*command, stdout=subprocess.PIPE).stdout)
 
 
 def figures(work, plan, bitaxon, model):

@@ -23,11 +23,11 @@ NOVELS = ["Sense and Sensibility", "Pride and Prejudice", "Mansfield Park", "Emm
           "Persuasion"]
 
 
-def fetch(folder):
+def fetch(folder, packages=PACKAGES):
     """Download what is missing to folder/debs, unpack all to folder/root. Returns the root."""
     debs, root = os.path.join(folder, "debs"), os.path.join(folder, "root")
     os.makedirs(debs, exist_ok=True)
-    for package in PACKAGES:
+    for package in packages:
         if not glob.glob(os.path.join(debs, package + "_*.deb")):
             subprocess.run(["apt-get", "download", package], cwd=debs, check=True)
         for deb in glob.glob(os.path.join(debs, package + "_*.deb")):
@@ -121,11 +121,10 @@ def synsets(root):
                 yield fields[0], words, label, gloss.strip()
 
 
-def definitions(root, count):
-    """The `count` commonest words of WordNet with the definition of their first sense: (word, part,
-    definition, example or None). How common: occurrences in the tagged texts (cntlist.rev: key, sense,
-    occurrences), summed over senses, then the number of senses (index.*), then spelling. Of a word
-    that is several parts of speech, the commonest."""
+def first_senses(root):
+    """{(word, part): (how common, definition, example or None)} of each word's first sense in each part
+    of speech. How common: occurrences in the tagged texts (cntlist.rev: key, sense, occurrences),
+    summed over senses, then the number of senses (index.*)."""
     folder = os.path.join(root, "usr/share/wordnet")
     glosses = {(offset, part): gloss for offset, _, part, gloss in synsets(root)}
     kinds = {"1": "noun", "2": "verb", "3": "adjective", "4": "adverb", "5": "adjective"}
@@ -135,7 +134,7 @@ def definitions(root, count):
             key, _, times = line.split()
             word, rest = key.split("%")
             tags[word, kinds[rest[0]]] = tags.get((word, kinds[rest[0]]), 0) + int(times)
-    best = {}
+    found = {}
     for suffix, part in (("noun", "noun"), ("verb", "verb"), ("adj", "adjective"), ("adv", "adverb")):
         with open(os.path.join(folder, "index." + suffix), encoding="utf-8") as file:
             for line in file:
@@ -143,16 +142,37 @@ def definitions(root, count):
                     continue
                 fields = line.split()
                 senses = int(fields[2])
+                gloss = glosses[fields[-senses], part]
+                examples = re.findall(r'"([^"]+)"', gloss)
+                text = re.sub(r"\s*;?\s*\"[^\"]*\"(\s*-[^;]*)?", "", gloss).strip(" ;")
                 rank = (tags.get((fields[0], part), 0), senses)
-                if fields[0] not in best or rank > best[fields[0]][0]:
-                    best[fields[0]] = (rank, part, fields[-senses])
-    for word in sorted(best, key=lambda word: (-best[word][0][0], -best[word][0][1], word))[:count]:
-        _, part, offset = best[word]
-        gloss = glosses[offset, part]
-        examples = re.findall(r'"([^"]+)"', gloss)
-        text = re.sub(r"\s*;?\s*\"[^\"]*\"(\s*-[^;]*)?", "", gloss).strip(" ;")
-        if text:
-            yield word.replace("_", " "), part, text, examples[0] if examples else None
+                found[fields[0].replace("_", " "), part] = (rank, text, examples[0] if examples else None)
+    return found
+
+
+def definitions(root, count):
+    """The `count` commonest words of WordNet with the definition of their first sense: (word, part,
+    definition, example or None); of equally common ones by spelling. Of a word that is several
+    parts of speech, the commonest."""
+    best = {}
+    for (word, part), (rank, text, example) in first_senses(root).items():
+        if word not in best or rank > best[word][0]:
+            best[word] = (rank, part, text, example)
+    for word in sorted(best, key=lambda word: (-best[word][0][0], -best[word][0][1], word.replace(" ", "_")))[:count]:
+        if best[word][2]:
+            yield word, *best[word][1:]
+
+
+def question(word, part):
+    """How a word is asked for; part: noun, verb, or another for which only the word's form is asked."""
+    article = "an" if word[0] in "aeiou" else "a"
+    ask = {"noun": f"What is {article} {word}?", "verb": f"What does it mean to {word}?"}
+    return ask.get(part, f"What does \"{word}\" mean?")
+
+
+def sentence(text):
+    """A definition of WordNet as an answer."""
+    return text[0].upper() + text[1:] + "."
 
 
 def notices(root):
