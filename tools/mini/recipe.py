@@ -31,9 +31,9 @@ SEED = 1
 FULL = {
     "vocab": 4096, "stories": 60000, "definitions": 20000, "questions": 1000, "preset": "mini",
     "block": 1024, "blocks": 4, "warmup": 100,
-    "read": {"steps": 1800, "rate": 3e-3, "mask": "all"}, "answer": {"steps": 500, "rate": 1e-3, "mask": "content"},
+    "read": {"steps": 1800, "rate": 3e-3, "mask": "all"}, "answer": {"steps": 560, "rate": 1e-3, "mask": "content"},
     # The second file: so many of the commonest words as often, so many stories, so many pieces of prose.
-    "recited": 1500, "times": 16, "asked": 4000, "prose": 250,
+    "recited": 600, "times": 16, "asked": 16000, "prose": 100,
 }
 QUICK = {
     "vocab": 512, "stories": 400, "definitions": 0, "questions": 20, "preset": None,
@@ -105,9 +105,10 @@ def make_texts(work, plan):
 
 def make_answers(work, plan):
     """answer.jsonl, for the end of training: all of it is in read.jsonl, definitions of common words come often."""
-    records = list(stories.generate(f"train{SEED}", plan["asked"]))
+    records = [r for r in stories.generate(f"train{SEED}", plan["asked"]) if "messages" in r]
     if plan["recited"]:
-        records += plan["times"] * list(definition_turns(texts.fetch(work), plan["recited"]))
+        turns = [{"messages": r["messages"][:2]} for r in definition_turns(texts.fetch(work), plan["recited"])]
+        records += plan["times"] * turns
         with open(os.path.join(work, "prose.txt"), encoding="utf-8") as file:
             records += [{"text": piece} for piece in random.Random(SEED).sample(list(pieces(file.read())), plan["prose"])]
     random.Random(SEED).shuffle(records)
