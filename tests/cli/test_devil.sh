@@ -19,24 +19,10 @@ if ! python3 -c 'import regex' 2>/dev/null; then
     exit 77
 fi
 export PYTHONDONTWRITEBYTECODE=1
-dir=$(mktemp -d) || exit 2
+GROUP=devil
+. "$(dirname "$0")/checks.sh"
 run=
 trap '[ -z "$run" ] || kill -9 -"$run" 2>/dev/null; rm -rf "$dir"' EXIT
-trap 'exit 1' INT TERM HUP
-bad=0
-
-# check NAME COMMAND...
-check() {
-    name=$1
-    shift
-    if "$@" >"$dir/output" 2>&1; then
-        echo "PASS devil/$name"
-    else
-        tail -n 20 "$dir/output"
-        echo "FAIL devil/$name: $*"
-        bad=1
-    fi
-}
 
 # refused NAME TEXT COMMAND... - fails, and says TEXT in one line, no traceback
 refused() {

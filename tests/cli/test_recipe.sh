@@ -18,23 +18,8 @@ if ! python3 -c 'import regex' 2>/dev/null; then
     exit 0
 fi
 export PYTHONDONTWRITEBYTECODE=1
-dir=$(mktemp -d) || exit 2
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 1' INT TERM HUP
-bad=0
-
-# check NAME COMMAND...
-check() {
-    name=$1
-    shift
-    if "$@" >"$dir/output" 2>&1; then
-        echo "PASS recipe/$name"
-    else
-        tail -n 20 "$dir/output"
-        echo "FAIL recipe/$name: $*"
-        bad=1
-    fi
-}
+GROUP=recipe
+. "$(dirname "$0")/checks.sh"
 
 check runs python3 "$recipe" --work "$dir/a" --bitaxon "$bin" --quick
 check "again: nothing left to do" python3 "$recipe" --work "$dir/a" --bitaxon "$bin" --quick

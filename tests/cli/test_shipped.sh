@@ -14,23 +14,8 @@ case $1 in
 esac
 root=$2
 mini=$root/examples/models/mini
-dir=$(mktemp -d) || exit 2
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 1' INT TERM HUP
-bad=0
-
-# check NAME COMMAND...
-check() {
-    name=$1
-    shift
-    if "$@" >"$dir/output" 2>&1; then
-        echo "PASS shipped/$name"
-    else
-        tail -n 20 "$dir/output"
-        echo "FAIL shipped/$name: $*"
-        bad=1
-    fi
-}
+GROUP=shipped
+. "$(dirname "$0")/checks.sh"
 
 # between FILE KEY LEAST MOST: a number of a JSON file of `bitaxon eval --json`
 between() {
