@@ -18,49 +18,9 @@
 #include <pthread.h>
 
 #include "api/api.h"
+#include "tree_fixture.h"
 
 #define SECOND 1000000000u
-
-/* ---- a tree of files ------------------------------------------------------------------- */
-
-static char tree[64];
-
-static void put(const char *path, const char *text)
-{
-    char full[600];
-    snprintf(full, sizeof full, "%s/%s", tree, path);
-    for (char *slash = strchr(full + strlen(tree) + 1, '/'); slash != NULL; slash = strchr(slash + 1, '/')) {
-        *slash = '\0';
-        mkdir(full, 0755);
-        *slash = '/';
-    }
-    FILE *file = fopen(full, "w");
-    assert_non_null(file);
-    fputs(text, file);
-    fclose(file);
-}
-
-static void clear_tree(void)
-{
-    char command[320];
-    snprintf(command, sizeof command, "rm -rf '%s' && mkdir '%s'", tree, tree);
-    assert_int_equal(system(command), 0);
-}
-
-static int set_up(void **state)
-{
-    (void)state;
-    snprintf(tree, sizeof tree, "/tmp/bitaxon-thermal-XXXXXX");
-    return mkdtemp(tree) == NULL;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    char command[320];
-    snprintf(command, sizeof command, "rm -rf '%s'", tree);
-    return system(command);
-}
 
 /* ---- a clock and a sensor --------------------------------------------------------------- */
 

@@ -75,19 +75,6 @@ bitaxon_status bitaxon_adapter_save(const bitaxon_adapter *adapter, const char *
     return bxn_adapter_write(&adapter->model->core, &adapter->core, path, error);
 }
 
-/* Adds the values of an array, without padding. */
-static bitaxon_status count(void *user, const char *name, uint32_t weight_id, size_t offset, uint32_t rows,
-                            uint32_t cols, size_t ld)
-{
-    uint64_t *parameters = user;
-    (void)name;
-    (void)weight_id;
-    (void)offset;
-    (void)ld;
-    *parameters += (uint64_t)rows * cols;
-    return BITAXON_OK;
-}
-
 bitaxon_status bitaxon_adapter_get_info(const bitaxon_adapter *adapter, bitaxon_adapter_info *info,
                                         bitaxon_error *error)
 {
@@ -96,7 +83,7 @@ bitaxon_status bitaxon_adapter_get_info(const bitaxon_adapter *adapter, bitaxon_
     const bxn_adapter *core = &adapter->core;
     bitaxon_adapter_info r = { .struct_size = sizeof r, .rank = core->rank, .dora = core->dora,
                                .weights = core->adapted, .scale = core->scale };
-    (void)bxn_adapter_each(&adapter->model->core, core, count, &r.parameters);
+    r.parameters = bxn_adapter_values(&adapter->model->core, core);
     r.bytes = bxn_alloc_cost(sizeof *adapter) + bxn_alloc_cost(core->weight_count * sizeof *core->loras) +
               bxn_alloc_cost(core->floats * sizeof(float)) +
               (core->gain_floats != 0 ? bxn_alloc_cost(2 * core->gain_floats * sizeof(float)) : 0);

@@ -405,3 +405,22 @@ bitaxon_status bxn_adapter_each(const bxn_model *model, const bxn_adapter *adapt
     each e = { adapter, visit, user };
     return bxn_model_weights(model, each_weight, &e);
 }
+
+static bitaxon_status add_values(void *user, const char *name, uint32_t weight_id, size_t offset, uint32_t rows,
+                                 uint32_t cols, size_t ld)
+{
+    uint64_t *values = user;
+    (void)name;
+    (void)weight_id;
+    (void)offset;
+    (void)ld;
+    *values += (uint64_t)rows * cols;
+    return BITAXON_OK;
+}
+
+uint64_t bxn_adapter_values(const bxn_model *model, const bxn_adapter *adapter)
+{
+    uint64_t values = 0;
+    (void)bxn_adapter_each(model, adapter, add_values, &values);
+    return values;
+}

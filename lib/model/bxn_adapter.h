@@ -60,6 +60,8 @@ typedef bitaxon_status (*bxn_adapter_visitor)(void *user, const char *name, uint
                                               uint32_t rows, uint32_t cols, size_t ld);
 bitaxon_status bxn_adapter_each(const bxn_model *model, const bxn_adapter *adapter, bxn_adapter_visitor visit,
                                 void *user);
+/* How many values the arrays have together, without padding. */
+uint64_t bxn_adapter_values(const bxn_model *model, const bxn_adapter *adapter);
 
 #define BXN_MAX_ADAPTER_RANK 256u
 #define BXN_ADAPTER_SCALE 20.0f /* of a file that tells none, when the caller tells none either */

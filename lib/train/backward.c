@@ -111,7 +111,6 @@ static size_t place(const bxn_config *config, uint32_t rows, uint32_t rank, bool
     size_t d = rows * runner->ld_d * sizeof(float), wide = most(d, rows * runner->ld_s * sizeof(float));
     size_t left = left_by(config, rows, config->num_layers);
     runner->every = sublayers * d + left <= KEEP_BYTES;
-    runner->left_bytes = runner->every ? left : 0;
     runner->scratch.bytes = scratch_bytes(config, rows, rank, magnitudes, full, runner);
     const struct {
         void *slot; /* of the pointer to set */
@@ -126,7 +125,7 @@ static size_t place(const bxn_config *config, uint32_t rows, uint32_t rank, bool
         { &runner->logp, rows * sizeof(float) },
         { &runner->coefficient, rows * sizeof(float) },
         { &runner->scratch.memory, runner->scratch.bytes },
-        { &runner->left, runner->left_bytes },
+        { &runner->left, runner->every ? left : 0 },
     };
     size_t offset = 0;
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
@@ -318,8 +317,8 @@ static void use_left(run *r, const bxn_sublayer *sub, bxn_keep keep)
     const bxn_config *config = &r->model->config;
     if (!r->runner->every || sub->op == BXN_OP_MOE)
         return;
-    size_t before = left_by(config, r->runner->rows, sub->layer);
-    r->pass.kept = (bxn_scratch){ .memory = r->runner->left + before, .bytes = r->runner->left_bytes - before };
+    size_t before = left_by(config, r->runner->rows, sub->layer), behind = left_by(config, r->runner->rows, sub->layer + 1);
+    r->pass.kept = (bxn_scratch){ .memory = r->runner->left + before, .bytes = behind - before };
     r->pass.keep = keep;
 }
 

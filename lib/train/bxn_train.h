@@ -109,7 +109,6 @@ typedef struct bxn_runner {
     uint32_t single; /* layers of one sublayer, the first ones */
     bool every;      /* the stream before every sublayer and the mixers' buffers are kept; else before every second one */
     unsigned char *left; /* buffers of every mixer's forward for its backward, with `every` */
-    size_t left_bytes;
     float *x;        /* what is kept of it, [*][rows, D] */
     float *mid;      /* the stream after the last sublayer, and before those that do not keep it */
     float *n;        /* input of an op */

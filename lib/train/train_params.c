@@ -259,18 +259,6 @@ static bitaxon_status count_weight(void *user, bxn_weight *weight, const char *n
     return BITAXON_OK;
 }
 
-static bitaxon_status count_array(void *user, const char *name, uint32_t weight_id, size_t offset, uint32_t rows,
-                                  uint32_t cols, size_t ld)
-{
-    uint64_t *values = user;
-    (void)name;
-    (void)weight_id;
-    (void)offset;
-    (void)ld;
-    *values += (uint64_t)rows * cols;
-    return BITAXON_OK;
-}
-
 /* Bytes of an adapter's values and of its gains, and how many values train. */
 static void measure_adapter(const bxn_model *model, const bitaxon_trainer_params *p, const bxn_adapter *start,
                             uint64_t *values, uint64_t *gains, uint64_t *trainable)
@@ -278,8 +266,7 @@ static void measure_adapter(const bxn_model *model, const bitaxon_trainer_params
     bxn_adapter_plan plan;
     *gains = 0;
     if (start != NULL) {
-        *trainable = 0;
-        (void)bxn_adapter_each(model, start, count_array, trainable);
+        *trainable = bxn_adapter_values(model, start);
         *values = bxn_alloc_cost(start->floats * sizeof(float));
         *gains = start->dora ? bxn_alloc_cost(2 * start->gain_floats * sizeof(float)) : 0;
         return;

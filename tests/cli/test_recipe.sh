@@ -15,7 +15,7 @@ esac
 recipe=$2/tools/mini/recipe.py
 if ! python3 -c 'import regex' 2>/dev/null; then
     echo "SKIP recipe: python3 with the module regex is missing (make deps)"
-    exit 0
+    exit 77
 fi
 export PYTHONDONTWRITEBYTECODE=1
 GROUP=recipe

@@ -40,7 +40,12 @@ check "answers" test "$(ask "$story
 Who has the ball?")" = "Anna has the ball."
 for flags in "--isa c" "--isa avx2" "--accuracy exact" "--accuracy fast" "--kv i8" "--kv q4" "--threads 1"; do
     case $flags in
-    "--isa avx2") grep -q ' avx2' /proc/cpuinfo 2>/dev/null || continue ;;
+    "--isa avx2")
+        if ! grep -q ' avx2' /proc/cpuinfo 2>/dev/null; then
+            echo "SKIP shipped/the same with --isa avx2: this processor lacks it"
+            continue
+        fi
+        ;;
     esac
     # shellcheck disable=SC2086 # two words
     check "the same with $flags" test "$(ask $flags "$story

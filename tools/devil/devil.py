@@ -24,7 +24,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, "mini"))
 import dictd
 import texts
-from steps import json_of, resume, run, say, write_lines
+from steps import json_of, resume, run, say, trained, write_json, write_lines
 
 SEED = 1
 PACKAGES = ["dict-devil", "wordnet-base"]
@@ -48,13 +48,6 @@ EVERY = 10  # of so many headwords one is held out
 
 def turns(question, answer):
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-
-
-def write_json(path, value):
-    with open(path + ".new", "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-    os.rename(path + ".new", path)
 
 
 def read_json(path):
@@ -154,19 +147,6 @@ def teach(work, plan, bitaxon, model):
             every = str(max(3, plan[stage]["steps"] // 5))
             train(bitaxon, model, file(data), os.path.join(work, stage), plan[stage], *more,
                   "--validation", file(data + "-held"), "--eval-every", every)
-
-
-def trained(folder):
-    """Tokens read and seconds spent, as the log of training tells."""
-    seen = {"updates": 0, "tokens": 0, "seconds": 0.0}
-    with open(os.path.join(folder, "metrics.jsonl"), encoding="utf-8") as file:
-        for line in file:
-            record = json.loads(line)
-            seen["seconds"] += record["seconds"]
-            if not record.get("evaluation"):
-                seen["updates"] += 1
-                seen["tokens"] += record["rows"]
-    return seen
 
 
 # ---- what came of it -----------------------------------------------------------------------------

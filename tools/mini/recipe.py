@@ -25,7 +25,7 @@ import bpe
 import card
 import stories
 import texts
-from steps import json_of, resume, run, say, write_lines
+from steps import json_of, resume, run, say, trained, write_json, write_lines
 
 SEED = 1
 FULL = {
@@ -148,18 +148,6 @@ def train(work, plan, bitaxon, start, stage, out):
     shutil.move(os.path.join(folder, "model"), out)
 
 
-def trained(work):
-    """Tokens seen and seconds spent, as the logs of training tell."""
-    seen = {"tokens": 0, "seconds": 0.0}
-    for stage in ("read", "answer"):
-        with open(os.path.join(work, stage, "metrics.jsonl"), encoding="utf-8") as file:
-            for line in file:
-                record = json.loads(line)
-                seen["tokens"] += 0 if record.get("evaluation") else record.get("rows", 0)
-                seen["seconds"] += record.get("seconds", 0)
-    return seen
-
-
 def figures(work, plan, bitaxon, model):
     """What the card states, by `bitaxon eval` on what training never saw."""
     out = {"questions": json_of(bitaxon, "eval", model, "--questions", os.path.join(work, "questions.jsonl"), "--json")}
@@ -232,11 +220,10 @@ def main():
         run(bitaxon, "quantize", os.path.join(work, "float"), mini)
     say("figures")
     found = figures(work, plan, bitaxon, mini)
-    found["training"] = trained(work)
+    stages = [trained(os.path.join(work, stage)) for stage in ("read", "answer")]
+    found["training"] = {key: sum(stage[key] for stage in stages) for key in stages[0]}
     found["size"] = sum(os.path.getsize(os.path.join(mini, name)) for name in os.listdir(mini))
-    with open(os.path.join(work, "figures.json"), "w", encoding="utf-8") as file:
-        json.dump(found, file, indent=2)
-        file.write("\n")
+    write_json(os.path.join(work, "figures.json"), found)
     print(json.dumps(found, indent=2))
     if plan["definitions"]:
         said = [(question, gloss, said_by(bitaxon, mini, question)) for question, gloss in some_definitions(work, plan)]

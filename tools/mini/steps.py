@@ -32,3 +32,23 @@ def resume(folder):
     saved = os.path.join(folder, "checkpoints")
     names = os.listdir(saved) if os.path.isdir(saved) else []
     return ["--resume"] if any(re.fullmatch(r"step_\d+(\.old)?", name) for name in names) else []
+
+
+def write_json(path, value):
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+    os.rename(path + ".new", path)
+
+
+def trained(folder):
+    """Tokens read and seconds spent, as the log of training tells."""
+    seen = {"updates": 0, "tokens": 0, "seconds": 0.0}
+    with open(os.path.join(folder, "metrics.jsonl"), encoding="utf-8") as file:
+        for line in file:
+            record = json.loads(line)
+            seen["seconds"] += record["seconds"]
+            if not record.get("evaluation"):
+                seen["updates"] += 1
+                seen["tokens"] += record["rows"]
+    return seen
