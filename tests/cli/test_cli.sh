@@ -678,6 +678,13 @@ sum() {
 check "eval --choices: the score is that of the text behind the question" awk \
     -v long="$(sum "$dir/long")" -v short="$(sum "$dir/short")" -v score="$score" \
     'BEGIN { d = score + long - short; exit !(score < -1 && d * d < 1e-6) }'
+# Of a pair: what each side costs a token, and whether the right one costs less.
+printf '{"question": "The quick", "choices": [" fox", %s], "answer": 1}\n' "$token" >"$dir/pair"
+run eval "$mini" --choices "$dir/pair" --raw --json
+check "eval --choices: a pair by token" awk -v right="$(json nll_right)" -v wrong="$(json nll_wrong)" \
+    -v n="$(json correct_per_token)" -v share="$(json accuracy_per_token)" -v score="$score" 'BEGIN {
+        tokens = -score / wrong; d = tokens - int(tokens + 0.5)
+        exit !(right > 0 && right < wrong && n == 1 && share == 1 && tokens > 0.5 && d * d < 1e-12) }'
 run eval "$mini" --choices "$dir/choices" --raw --limit 1
 check "eval --choices --limit" grep -q '^accuracy  *1.0000 +- 0.0000 (1 of 1)$' "$out"
 run eval "$mini" --choices "$dir/choices"

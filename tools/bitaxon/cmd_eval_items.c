@@ -2,8 +2,8 @@
 /* cmd_eval_items.c - `bitaxon eval --choices` and `--questions`: the share of records of a file that a model gets right.
  *
  *   choices    a question is read once; from a checkpoint behind it each choice is scored by the sum of the
- *              log-probabilities of its tokens, and by that sum over the bytes of the choice. The largest is taken,
- *              the first of equals.
+ *              log-probabilities of its tokens, by that sum over its bytes, and by that over its tokens. The
+ *              largest is taken, the first of equals.
  *   questions  the greedy answer, without white space around it, is compared with the accepted ones, byte by byte
  *
  * The standard error of a share p of n is sqrt(p (1 - p) / n). */
@@ -15,6 +15,9 @@
 
 #include "tool_chat.h"
 #include "tool_file.h"
+
+/* How choices are compared. */
+enum { BY_SUM, PER_BYTE, PER_TOKEN, RULES };
 
 static bool is_space(char c)
 {
@@ -152,9 +155,10 @@ typedef struct items_state {
     char *answer; /* the text that is generated */
     size_t answer_bytes;
     size_t answer_capacity;
-    uint64_t correct;
-    uint64_t correct_normalised;
-    double chance; /* of guessing right, summed */
+    uint64_t correct[RULES]; /* of questions the first alone */
+    double chance;           /* of guessing right, summed */
+    double nll_right;        /* of a token: mean of each right choice, summed over records */
+    double nll_wrong;        /* the same of the others, their mean */
     uint64_t tokens;
     json_t *failures; /* the first --show of them */
 } items_state;
@@ -238,11 +242,10 @@ static int score_choices(items_state *state, size_t i)
     const json_t *record = state->items->records[i];
     const json_t *choices = json_object_get(record, "choices");
     size_t right = (size_t)json_integer_value(json_object_get(record, "answer"));
+    size_t all = json_array_size(choices);
     /* None, when every choice is impossible: never the right one. */
-    size_t best = json_array_size(choices);
-    size_t best_normalised = best;
-    double most = -INFINITY;
-    double most_normalised = -INFINITY;
+    size_t best[RULES] = {all, all, all};
+    double most[RULES] = {-INFINITY, -INFINITY, -INFINITY};
     bitaxon_error error = BITAXON_ERROR_INIT;
     int code = read_question(state, i);
     if (code != TOOL_OK) {
@@ -250,7 +253,7 @@ static int score_choices(items_state *state, size_t i)
     }
     json_t *scores = tool_json_array();
     bitaxon_status status = bitaxon_cache_checkpoint(bitaxon_session_cache(eval->session), &error);
-    for (size_t c = 0; c < json_array_size(choices) && status == BITAXON_OK; c++) {
+    for (size_t c = 0; c < all && status == BITAXON_OK; c++) {
         const json_t *choice = json_array_get(choices, c);
         int32_t *ids = NULL;
         size_t count = 0;
@@ -268,25 +271,26 @@ static int score_choices(items_state *state, size_t i)
             status = bitaxon_session_rewind(eval->session, state->prompt.count, &error);
         }
         tool_json_append(scores, isfinite(sum) ? json_real(sum) : json_null());
-        double normalised = sum / (double)json_string_length(choice);
-        if (sum > most) {
-            most = sum;
-            best = c;
+        const double by[RULES] = {sum, sum / (double)json_string_length(choice), sum / (double)count};
+        for (int rule = 0; rule < RULES; rule++) {
+            if (by[rule] > most[rule]) {
+                most[rule] = by[rule];
+                best[rule] = c;
+            }
         }
-        if (normalised > most_normalised) {
-            most_normalised = normalised;
-            best_normalised = c;
-        }
+        state->nll_right -= c == right ? by[PER_TOKEN] : 0.0;
+        state->nll_wrong -= c != right ? by[PER_TOKEN] / (double)(all - 1) : 0.0;
     }
     if (status != BITAXON_OK) {
         json_decref(scores);
         return fail_at(state, i, status, &error);
     }
-    state->correct += best == right;
-    state->correct_normalised += best_normalised == right;
-    state->chance += 1.0 / (double)json_array_size(choices);
-    if (best != right) {
-        const json_t *taken = json_array_get(choices, best); /* NULL: none */
+    for (int rule = 0; rule < RULES; rule++) {
+        state->correct[rule] += best[rule] == right;
+    }
+    state->chance += 1.0 / (double)all;
+    if (best[BY_SUM] != right) {
+        const json_t *taken = json_array_get(choices, best[BY_SUM]); /* NULL: none */
         note_failure(state, i, json_array_get(choices, right),
                      taken != NULL ? json_string_value(taken) : "", json_string_length(taken), scores);
     } else {
@@ -357,7 +361,7 @@ static int ask(items_state *state, size_t i)
     for (size_t a = 0; a < json_array_size(accepted) && !right; a++) {
         right = is_answer(json_array_get(accepted, a), text, bytes);
     }
-    state->correct += right;
+    state->correct[BY_SUM] += right;
     if (!right) {
         note_failure(state, i, accepted, text, bytes, NULL);
     }
@@ -377,17 +381,33 @@ static double share_error(uint64_t part, uint64_t all)
     return sqrt(p * (1.0 - p) / (double)all);
 }
 
+static void set_shares(json_t *object, uint64_t part, uint64_t all, const char *count,
+                       const char *accuracy, const char *error)
+{
+    tool_json_set_integer(object, count, part);
+    tool_json_set_real(object, accuracy, share(part, all));
+    tool_json_set_real(object, error, share_error(part, all));
+}
+
+/* JSON has no infinity: null where a choice is impossible. */
+static void set_finite(json_t *object, const char *key, double value)
+{
+    tool_json_set(object, key, isfinite(value) ? json_real(value) : json_null());
+}
+
 static void report_text(const items_state *state, uint64_t n, double speed)
 {
+    static const char *const names[RULES] = {"accuracy", "per byte", "per token"};
     bool choices = state->eval->args->choices != NULL;
-    tool_out("accuracy       %.4f +- %.4f (%llu of %llu)\n", share(state->correct, n),
-             share_error(state->correct, n), (unsigned long long)state->correct,
-             (unsigned long long)n);
+    for (int rule = 0; rule < (choices ? RULES : 1); rule++) {
+        uint64_t correct = state->correct[rule];
+        tool_out("%-14s %.4f +- %.4f (%llu of %llu)\n", names[rule], share(correct, n),
+                 share_error(correct, n), (unsigned long long)correct, (unsigned long long)n);
+    }
     if (choices) {
-        tool_out("per byte       %.4f +- %.4f (%llu of %llu)\n",
-                 share(state->correct_normalised, n), share_error(state->correct_normalised, n),
-                 (unsigned long long)state->correct_normalised, (unsigned long long)n);
         tool_out("chance         %.4f\n", state->chance / (double)n);
+        tool_out("nll per token  %.4f of right choices, %.4f of others\n",
+                 state->nll_right / (double)n, state->nll_wrong / (double)n);
     }
     tool_out("time           %.1f s, %.1f questions/s\n", state->eval->seconds, speed);
     tool_thermal_report(state->eval->thermal, state->tokens);
@@ -416,15 +436,15 @@ static void report(items_state *state, uint64_t n)
     tool_json_set_string(object, "file", state->items->path);
     tool_json_set_string(object, "kind", args->choices != NULL ? "choices" : "questions");
     tool_json_set_integer(object, "items", n);
-    tool_json_set_integer(object, "correct", state->correct);
-    tool_json_set_real(object, "accuracy", share(state->correct, n));
-    tool_json_set_real(object, "standard_error", share_error(state->correct, n));
+    set_shares(object, state->correct[BY_SUM], n, "correct", "accuracy", "standard_error");
     if (args->choices != NULL) {
-        tool_json_set_integer(object, "correct_per_byte", state->correct_normalised);
-        tool_json_set_real(object, "accuracy_per_byte", share(state->correct_normalised, n));
-        tool_json_set_real(object, "standard_error_per_byte",
-                           share_error(state->correct_normalised, n));
+        set_shares(object, state->correct[PER_BYTE], n, "correct_per_byte", "accuracy_per_byte",
+                   "standard_error_per_byte");
+        set_shares(object, state->correct[PER_TOKEN], n, "correct_per_token", "accuracy_per_token",
+                   "standard_error_per_token");
         tool_json_set_real(object, "chance", state->chance / (double)n);
+        set_finite(object, "nll_right", state->nll_right / (double)n);
+        set_finite(object, "nll_wrong", state->nll_wrong / (double)n);
     }
     tool_json_set_integer(object, "tokens", state->tokens);
     tool_json_set_real(object, "seconds", seconds);

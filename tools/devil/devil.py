@@ -155,19 +155,11 @@ def measure(work, bitaxon, model, adapter):
     """How likely the held-out pairs are, and how many definitions are recited word for word."""
     data = lambda name: os.path.join(work, "data", name + ".jsonl")
     with_adapter = ["--adapter", adapter] if adapter else []
-    # The trainer evaluates before its first update; what it learns from that one is thrown away.
-    scratch = os.path.join(work, "scratch")
-    shutil.rmtree(scratch, ignore_errors=True)
-    run(bitaxon, "train", model, data("pairs-held"), "--objective", "orpo", "--validation", data("pairs-held"),
-        "--steps", "1", "--output", scratch, "--block", "1024", "--quiet", *with_adapter)
-    with open(os.path.join(scratch, "metrics.jsonl"), encoding="utf-8") as file:
-        first = json.loads(file.readline())
-    shutil.rmtree(scratch)
-    assert first["evaluation"] and first["step"] == 0, first
-    choices = json_of(bitaxon, "eval", model, "--choices", data("choices-held"), "--json", *with_adapter)
-    out = {"pairs": first["pairs"], "nll_chosen": -first["chosen"], "nll_rejected": -first["rejected"],
-           "chosen_likelier": first["accuracy"], "chosen_likelier_per_byte": choices["accuracy_per_byte"],
-           "standard_error_per_byte": choices["standard_error_per_byte"]}
+    pairs = json_of(bitaxon, "eval", model, "--choices", data("choices-held"), "--json", *with_adapter)
+    out = {"pairs": pairs["items"], "nll_chosen": pairs["nll_right"], "nll_rejected": pairs["nll_wrong"],
+           "chosen_likelier": pairs["accuracy_per_token"], "standard_error": pairs["standard_error_per_token"],
+           "chosen_likelier_per_byte": pairs["accuracy_per_byte"],
+           "standard_error_per_byte": pairs["standard_error_per_byte"]}
     for name in ("recite", "recite-held"):
         found = json_of(bitaxon, "eval", model, "--questions", data(name), "--answer-tokens", "192", "--json",
                         *with_adapter)
