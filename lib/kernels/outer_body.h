@@ -9,7 +9,8 @@
  *   outer_stride(width)           floats from row to row of a panel of so many columns
  *   outer_turn(in, ld, k, out)    out[j][t] = in[t][j], t < OUTER_LANES, j < k, a multiple of 4;
  *                                 rows of out are 128 floats apart and aligned
- *   outer_panel(panel, width, depth, mm, c) the panel product, adding. */
+ *   outer_direct(width, ldq)      whether rows of q can be the panel as they lie
+ *   outer_panel(panel, stride, width, depth, mm, c) the panel product, adding. */
 #include <string.h>
 
 enum {
@@ -41,6 +42,11 @@ static void outer_block(const bxn_outer_args *args, uint32_t i_begin, uint32_t i
             width = outer_width(j_end - j);
             const uint32_t stride = outer_stride(width);
             const float *q = args->q + first * args->ldq + j;
+            float *c = args->c + i_begin * args->ldc + j;
+            if (outer_direct(width, args->ldq)) {
+                outer_panel(q, args->ldq, width, depth, &mm, c);
+                continue;
+            }
             for (uint32_t t = 0; t < depth; t++, q += args->ldq) {
                 float *row = panel + (size_t)t * stride;
                 if (width == OUTER_COLUMNS) {
@@ -50,7 +56,7 @@ static void outer_block(const bxn_outer_args *args, uint32_t i_begin, uint32_t i
                 memcpy(row, q, width * sizeof *q);
                 memset(row + width, 0, (stride - width) * sizeof *q);
             }
-            outer_panel(panel, width, depth, &mm, args->c + i_begin * args->ldc + j);
+            outer_panel(panel, stride, width, depth, &mm, c);
         }
     }
 }

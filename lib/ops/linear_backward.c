@@ -9,8 +9,11 @@
 #include <string.h>
 
 enum {
+    PLAIN = 512,   /* rows of a product with floats: fewer regions than tiles, and rows that still fit the second cache */
     BLOCK = 256,   /* rows whose adapter parts are computed together */
-    PART = 128,    /* rows of one range of dX */
+    PART = 128,    /* rows of one range of dX; of codes, which are decoded for each, PACKED_PART */
+    PACKED_PART = 256,
+    PARTS = 32,    /* ranges of dX in one region, where there is no adapter */
     LOW_ROWS = 32, /* rows of one task of adapter parts */
     WIDE = 480,    /* columns of c in one range of an outer product */
     SUM_COLUMNS = 64
@@ -76,8 +79,9 @@ bitaxon_status bxn_train_linear(bxn_train_pass *pass, const bxn_weight *w, const
         assert(adapters.dropout <= 0 || adapters.count <= 1);
     }
     bitaxon_status status = BITAXON_OK;
+    const uint32_t most = w->kind == BXN_WEIGHT_DENSE && rank_of(exec.adapters, w) == 0 ? PLAIN : BXN_TILE;
     for (uint32_t t = 0, count; t < rows && status == BITAXON_OK; t += count) {
-        count = rows - t < BXN_TILE ? rows - t : BXN_TILE;
+        count = rows - t < most ? rows - t : most;
         status = bxn_linear(&exec, w, x + t * ldx, ldx, count, y + t * ldy, ldy);
         adapters.first_row += count;
     }
@@ -125,7 +129,7 @@ typedef struct block_context {
     const bxn_weight *w;
     const bxn_lora *lora; /* or NULL */
     const bxn_weight_grads *grads;
-    uint32_t rows;
+    uint32_t rows, part; /* part: of one range of dX */
     uint64_t row; /* of the micro-step */
     const float *x, *y, *dy, *dz; /* dz: g o dy, dy itself without gains */
     size_t ldx, ldy, lddy, lddz;
@@ -198,15 +202,15 @@ void bxn_product_transposed(const bxn_exec *exec, const bxn_weight *w, uint32_t 
                                  : kernels->mm_t_bf16)(&w->dense, begin, end, args, add);
 }
 
-/* dX of PART rows, columns 128 * begin ... */
+/* dX of a part of the rows, columns 128 * begin ... */
 static void input_task(void *context, uint32_t item, uint32_t begin, uint32_t end)
 {
     const block_context *c = context;
     const bxn_lora *lora = c->lora;
     const bxn_kernels *kernels = c->exec->kernels;
-    const size_t first = (size_t)item * PART;
+    const size_t first = (size_t)item * c->part;
     bxn_mm_args args = { .x = c->dz + first * c->lddz, .ldx = c->lddz, .y = c->dx + first * c->lddx, .ldy = c->lddx };
-    args.count = c->rows - (uint32_t)first < PART ? c->rows - (uint32_t)first : PART;
+    args.count = c->rows - (uint32_t)first < c->part ? c->rows - (uint32_t)first : c->part;
     bxn_product_transposed(c->exec, c->w, begin, end, &args, c->add);
     if (lora == NULL)
         return;
@@ -258,10 +262,10 @@ static bitaxon_status backward_block(const block_context *c)
     if (lora != NULL)
         status = bxn_pool_run(exec->pool, groups_of(c->rows, LOW_ROWS), low_rank_task, shared, exec->cancel);
     if (status == BITAXON_OK && c->dx != NULL) {
-        bxn_item items[BLOCK / PART];
-        uint32_t parts = groups_of(c->rows, PART);
+        bxn_item items[PARTS];
+        uint32_t parts = groups_of(c->rows, c->part);
         for (uint32_t i = 0; i < parts; i++)
-            items[i] = (bxn_item){ groups_of(w->cols, BXN_UNIT_COLS), (uint64_t)BXN_UNIT_COLS * w->rows * PART };
+            items[i] = (bxn_item){ groups_of(w->cols, BXN_UNIT_COLS), (uint64_t)BXN_UNIT_COLS * w->rows * c->part };
         status = bxn_ranges_run(exec, items, parts, input_task, shared);
         if (status == BITAXON_OK && lora != NULL && c->masked != NULL)
             status = bxn_rows_run(exec, c->rows, masked_task, shared);
@@ -319,7 +323,8 @@ bitaxon_status bxn_linear_backward(bxn_train_pass *pass, const bxn_weight *w, co
         lora = bxn_lora_of(adapters, 0, w);
     }
     block_context c = { .exec = exec, .w = w, .lora = lora, .grads = grads, .ldx = ldx, .ldy = ldy, .lddy = lddy,
-                        .lddz = lddy, .lddx = lddx, .add = add };
+                        .lddz = lddy, .lddx = lddx, .add = add,
+                        .part = w->kind == BXN_WEIGHT_PACKED ? PACKED_PART : PART };
     if (lora != NULL)
         take_block(&c, &pass->scratch, rows < BLOCK ? rows : BLOCK, lora->rank, lora->gain != NULL, adapters->dropout > 0);
     if (grads == NULL || grads->b == NULL)
@@ -331,8 +336,9 @@ bitaxon_status bxn_linear_backward(bxn_train_pass *pass, const bxn_weight *w, co
         status = bxn_outer_add(exec, dy, lddy, w->rows, x, ldx, w->cols, rows, grads->w, w->cols);
     if (dx == NULL && (lora == NULL || grads == NULL || (grads->a == NULL && grads->b == NULL && grads->m == NULL)))
         rows = 0;
-    for (uint32_t t = 0; t < rows && status == BITAXON_OK; t += BLOCK) {
-        c.rows = rows - t < BLOCK ? rows - t : BLOCK;
+    const uint32_t block = lora != NULL ? BLOCK : PARTS * c.part;
+    for (uint32_t t = 0; t < rows && status == BITAXON_OK; t += block) {
+        c.rows = rows - t < block ? rows - t : block;
         c.row = (adapters != NULL ? adapters->first_row : 0) + t;
         c.x = x + t * ldx;
         c.y = y != NULL ? y + t * ldy : NULL;

@@ -9,7 +9,8 @@
  *
  * Results of experts are not kept for the backward: with v = W_down^T dr and h = silu(a) * b, the gradient of
  * a pick's probability is v . h and that of h is probability * v. Where W_down trains it gets
- * h scaled by the probability as its input, and dr as it is. Routed experts have no adapters. */
+ * h scaled by the probability as its input, and dr as it is. What the backward computes again, unless the
+ * forward left it (bxn_keep), is the routing, a and b. Routed experts have no adapters. */
 #include "ops/moe_route.h"
 #include "ops/train_ops.h"
 
@@ -32,10 +33,13 @@ typedef struct moe_run {
     int32_t *pair_row;         /* [pairs] */
     int32_t *first;            /* [X + 1] */
     uint32_t wave_begin, wave_end; /* pairs of the wave */
+    bool keep;                     /* routing, a and b stay from the forward to the backward */
     /* hidden rows of a wave or of the shared expert */
     bxn_workspace inputs; /* what products of a list read of quantised weights' inputs, nothing else */
     float *x;       /* [rows, D] gathered input */
-    float *a, *b;   /* [rows, I] */
+    float *a, *b;   /* [rows, I]: where they are kept, a part of these: */
+    float *all_a, *all_b; /* [rows of the shared expert, then pairs, I] */
+    float *h;       /* forward: [rows, I], in the place of a where that is not kept */
     float *e;       /* forward: [pairs, D] results of experts */
     float *da, *db; /* backward: [rows, I] */
     float *dy;      /* backward: [rows, D] gathered gradient of the result, then the gradient of x */
@@ -58,34 +62,52 @@ static size_t packed_input_bytes(const bxn_weight *w, uint32_t rows)
 
 static size_t list_bytes(const bxn_weight *w) { return packed_input_bytes(w, LIST_ROWS); }
 
-static void take(moe_run *c, bxn_scratch *scratch, bool backward)
+/* home: of what a backward needs too; keep: it stays until then, all of it and not a wave's. */
+static void take(moe_run *c, bxn_scratch *home, bxn_scratch *scratch, bool keep, bool backward)
 {
     const bxn_moe *p = c->p;
     c->ld_d = bxn_train_ld(p->router.cols);
     c->ld_i = bxn_train_ld(p->inner);
     c->ld_x = bxn_train_ld(p->experts);
     c->pairs = c->rows * p->top_k;
-    c->logits = bxn_scratch_rows(scratch, c->rows, c->ld_x);
-    c->gate = bxn_scratch_rows(scratch, c->rows, BXN_UNIT_COLS);
-    c->weight = bxn_scratch_take(scratch, c->pairs * sizeof(float));
+    c->logits = bxn_scratch_rows(home, c->rows, c->ld_x);
+    c->gate = bxn_scratch_rows(home, c->rows, BXN_UNIT_COLS);
+    c->weight = bxn_scratch_take(home, c->pairs * sizeof(float));
+    c->picked = bxn_scratch_take(home, c->pairs * sizeof(int32_t));
+    c->pair_of = bxn_scratch_take(home, c->pairs * sizeof(int32_t));
+    c->pair_row = bxn_scratch_take(home, c->pairs * sizeof(int32_t));
+    c->first = bxn_scratch_take(home, ((size_t)p->experts + 1) * sizeof(int32_t));
+    c->keep = keep;
+    const size_t hidden = keep ? (size_t)(p->shared ? c->rows : 0) + c->pairs : c->rows;
+    c->all_a = bxn_scratch_rows(home, hidden, c->ld_i);
+    c->all_b = bxn_scratch_rows(home, hidden, c->ld_i);
     c->of_pair = bxn_scratch_take(scratch, c->pairs * sizeof(float));
     c->dot = bxn_scratch_take(scratch, c->pairs * sizeof(float));
-    c->picked = bxn_scratch_take(scratch, c->pairs * sizeof(int32_t));
-    c->pair_of = bxn_scratch_take(scratch, c->pairs * sizeof(int32_t));
-    c->pair_row = bxn_scratch_take(scratch, c->pairs * sizeof(int32_t));
-    c->first = bxn_scratch_take(scratch, ((size_t)p->experts + 1) * sizeof(int32_t));
     c->inputs.inputs_bytes = larger(list_bytes(&p->gate[0]), larger(list_bytes(&p->up[0]), list_bytes(&p->down[0])));
     c->inputs.inputs = bxn_scratch_take(scratch, c->inputs.inputs_bytes);
     c->x = bxn_scratch_rows(scratch, c->rows, c->ld_d);
-    c->a = bxn_scratch_rows(scratch, c->rows, c->ld_i);
-    c->b = bxn_scratch_rows(scratch, c->rows, c->ld_i);
     if (backward) {
         c->da = bxn_scratch_rows(scratch, c->rows, c->ld_i);
         c->db = bxn_scratch_rows(scratch, c->rows, c->ld_i);
         c->dy = bxn_scratch_rows(scratch, c->rows, c->ld_d);
     } else {
+        c->h = keep ? bxn_scratch_rows(scratch, c->rows, c->ld_i) : c->all_a;
         c->e = bxn_scratch_rows(scratch, c->pairs, c->ld_d);
     }
+}
+
+/* The place of a and b: of the shared expert, or of the pairs from `pair` on. */
+static void shared_rows(moe_run *c)
+{
+    c->a = c->all_a;
+    c->b = c->all_b;
+}
+
+static void pair_rows(moe_run *c, uint32_t pair)
+{
+    const size_t at = c->keep ? ((size_t)(c->p->shared ? c->rows : 0) + pair) * c->ld_i : 0;
+    c->a = c->all_a + at;
+    c->b = c->all_b + at;
 }
 
 size_t bxn_moe_train_bytes(const bxn_moe *p, uint32_t rows, uint32_t rank, bool full)
@@ -95,12 +117,20 @@ size_t bxn_moe_train_bytes(const bxn_moe *p, uint32_t rows, uint32_t rank, bool 
                                     &p->shared_gate_proj, &p->shared_up_proj, &p->shared_down_proj };
     moe_run c = { .p = p, .rows = rows };
     bxn_scratch forward = { 0 }, backward = { 0 };
-    take(&c, &forward, false);
-    take(&c, &backward, true);
+    take(&c, &forward, &forward, false, false);
+    take(&c, &backward, &backward, false, true);
     size_t products = 0;
     for (uint32_t i = 0; i < (p->shared ? 8 : 4); i++)
         products = larger(products, bxn_train_linear_bytes(weights[i], rank, rows));
     return larger(forward.most, backward.most) + bxn_round_up(products, BXN_ALIGN);
+}
+
+size_t bxn_moe_kept_bytes(const bxn_moe *p, uint32_t rows)
+{
+    moe_run c = { .p = p, .rows = rows };
+    bxn_scratch kept = { 0 }, scratch = { 0 };
+    take(&c, &kept, &scratch, true, false);
+    return kept.most;
 }
 
 /* ---- routing ------------------------------------------------------------------------------ */
@@ -129,9 +159,6 @@ static bitaxon_status route(moe_run *c, uint32_t layer)
     const bxn_exec *exec = &c->pass->exec;
     bxn_pad_rows(c->logits, c->ld_x, p->experts, c->rows);
     bxn_pad_rows(c->gate, BXN_UNIT_COLS, 1, c->rows);
-    bxn_pad_rows(c->x, c->ld_d, p->router.cols, c->rows);
-    bxn_pad_rows(c->a, c->ld_i, p->inner, c->rows);
-    bxn_pad_rows(c->b, c->ld_i, p->inner, c->rows);
     bitaxon_status status = bxn_train_linear(c->pass, &p->router, c->n, c->ldn, c->rows, c->logits, c->ld_x);
     if (status == BITAXON_OK && p->shared)
         status = bxn_train_linear(c->pass, &p->shared_gate, c->n, c->ldn, c->rows, c->gate, BXN_UNIT_COLS);
@@ -168,12 +195,23 @@ static float gate_of(const moe_run *c, uint32_t row)
 
 /* ---- waves ---------------------------------------------------------------------------------- */
 
+/* Rows of a, b and h, which products read to a multiple of 128 columns. */
+static void pad(moe_run *c)
+{
+    const uint32_t hidden = c->keep ? (c->p->shared ? c->rows : 0) + c->pairs : c->rows;
+    bxn_pad_rows(c->all_a, c->ld_i, c->p->inner, hidden);
+    bxn_pad_rows(c->all_b, c->ld_i, c->p->inner, hidden);
+    if (c->h != NULL && c->keep)
+        bxn_pad_rows(c->h, c->ld_i, c->p->inner, c->rows);
+}
+
 /* The next experts from `expert` on that fit together; the first that does not. */
 static uint32_t next_wave(moe_run *c, uint32_t expert)
 {
     c->wave_begin = c->wave_end = (uint32_t)c->first[expert];
     while (expert < c->p->experts && c->wave_end - c->wave_begin + pairs_of(c, expert) <= c->rows)
         c->wave_end = (uint32_t)c->first[++expert];
+    pair_rows(c, c->wave_begin);
     return expert;
 }
 
@@ -218,12 +256,33 @@ static bitaxon_status products(moe_run *c, uint32_t begin, uint32_t end, const b
     return status == BITAXON_OK && count != 0 ? bxn_linear_jobs(&exec, jobs, count) : status;
 }
 
+/* a and b of the shared expert. */
+static bitaxon_status shared_hidden(moe_run *c)
+{
+    const bxn_moe *p = c->p;
+    shared_rows(c);
+    bitaxon_status status = bxn_train_linear(c->pass, &p->shared_gate_proj, c->n, c->ldn, c->rows, c->a, c->ld_i);
+    if (status == BITAXON_OK)
+        status = bxn_train_linear(c->pass, &p->shared_up_proj, c->n, c->ldn, c->rows, c->b, c->ld_i);
+    return status;
+}
+
+/* Those of a wave whose inputs are gathered. */
+static bitaxon_status wave_hidden(moe_run *c, uint32_t begin, uint32_t end)
+{
+    return products(c, begin, end, (const bxn_weight *const[]){ c->p->gate, c->p->up }, 2, c->x, c->ld_d,
+                    (float *const[]){ c->a, c->b }, c->ld_i);
+}
+
 /* ---- forward -------------------------------------------------------------------------------- */
 
 static void hidden_task(void *context, uint32_t i)
 {
     const moe_run *c = context;
-    c->pass->exec.kernels->silu_mul(c->a + i * c->ld_i, c->b + i * c->ld_i, c->p->inner);
+    float *h = c->h + i * c->ld_i;
+    if (c->keep)
+        memcpy(h, c->a + i * c->ld_i, c->p->inner * sizeof *h);
+    c->pass->exec.kernels->silu_mul(h, c->b + i * c->ld_i, c->p->inner);
 }
 
 static void combine_task(void *context, uint32_t row)
@@ -251,25 +310,22 @@ static bitaxon_status forward(moe_run *c)
     bxn_train_pass *pass = c->pass;
     bitaxon_status status = BITAXON_OK;
     if (p->shared) {
-        status = bxn_train_linear(pass, &p->shared_gate_proj, c->n, c->ldn, c->rows, c->a, c->ld_i);
-        if (status == BITAXON_OK)
-            status = bxn_train_linear(pass, &p->shared_up_proj, c->n, c->ldn, c->rows, c->b, c->ld_i);
+        status = shared_hidden(c);
         if (status == BITAXON_OK)
             status = bxn_rows_run(&pass->exec, c->rows, hidden_task, c);
         if (status == BITAXON_OK)
-            status = bxn_train_linear(pass, &p->shared_down_proj, c->a, c->ld_i, c->rows, c->r, c->ldr);
+            status = bxn_train_linear(pass, &p->shared_down_proj, c->h, c->ld_i, c->rows, c->r, c->ldr);
     }
     for (uint32_t e = 0, end; e < p->experts && status == BITAXON_OK; e = end) {
         end = next_wave(c, e);
         uint32_t count = c->wave_end - c->wave_begin;
         status = bxn_rows_run(&pass->exec, count, gather_task, c);
         if (status == BITAXON_OK)
-            status = products(c, e, end, (const bxn_weight *const[]){ p->gate, p->up }, 2, c->x, c->ld_d,
-                              (float *const[]){ c->a, c->b }, c->ld_i);
+            status = wave_hidden(c, e, end);
         if (status == BITAXON_OK)
             status = bxn_rows_run(&pass->exec, count, hidden_task, c);
         if (status == BITAXON_OK)
-            status = products(c, e, end, &p->down, 1, c->a, c->ld_i,
+            status = products(c, e, end, &p->down, 1, c->h, c->ld_i,
                               (float *const[]){ c->e + c->wave_begin * c->ld_d }, c->ld_d);
     }
     return status == BITAXON_OK ? bxn_rows_run(&pass->exec, c->rows, combine_task, c) : status;
@@ -279,14 +335,18 @@ bitaxon_status bxn_moe_train(bxn_train_pass *pass, const bxn_moe *p, uint32_t la
                              float *r, size_t ldr)
 {
     moe_run c = { .pass = pass, .p = p, .n = n, .ldn = ldn, .rows = pass->rows, .r = r, .ldr = ldr };
-    size_t used = pass->scratch.used;
-    take(&c, &pass->scratch, false);
+    const size_t used = pass->scratch.used, kept = pass->kept.used;
+    const bool leave = pass->keep == BXN_KEEP_LEAVE;
+    take(&c, leave ? &pass->kept : &pass->scratch, &pass->scratch, leave, false);
+    bxn_pad_rows(c.x, c.ld_d, p->router.cols, c.rows);
+    pad(&c);
     bitaxon_status status = route(&c, layer);
     if (status == BITAXON_OK)
         status = forward(&c);
     if (status == BITAXON_OK && pass->balance != 0)
         pass->balance_loss += balance_loss(&c);
     pass->scratch.used = used;
+    pass->kept.used = kept;
     return status;
 }
 
@@ -338,9 +398,8 @@ static bitaxon_status shared_backward(moe_run *c)
     const bxn_moe *p = c->p;
     bxn_train_pass *pass = c->pass;
     const float *y = NULL;
-    bitaxon_status status = bxn_train_linear(pass, &p->shared_gate_proj, c->n, c->ldn, c->rows, c->a, c->ld_i);
-    if (status == BITAXON_OK)
-        status = bxn_train_linear(pass, &p->shared_up_proj, c->n, c->ldn, c->rows, c->b, c->ld_i);
+    bitaxon_status status = c->keep ? BITAXON_OK : shared_hidden(c);
+    shared_rows(c);
     c->wave_begin = 0;
     for (uint32_t t = 0; t < c->rows; t++)
         c->of_pair[t] = gate_of(c, t);
@@ -492,9 +551,8 @@ static bitaxon_status wave_backward(moe_run *c, uint32_t begin, uint32_t end)
     bxn_train_pass *pass = c->pass;
     uint32_t count = c->wave_end - c->wave_begin;
     bitaxon_status status = bxn_rows_run(&pass->exec, count, gather_task, c);
-    if (status == BITAXON_OK)
-        status = products(c, begin, end, (const bxn_weight *const[]){ p->gate, p->up }, 2, c->x, c->ld_d,
-                          (float *const[]){ c->a, c->b }, c->ld_i);
+    if (status == BITAXON_OK && !c->keep)
+        status = wave_hidden(c, begin, end);
     bool down_trains = false;
     for (uint32_t e = begin; e < end; e++)
         down_trains |= trains(c, &p->down[e]);
@@ -535,6 +593,7 @@ static bitaxon_status backward(moe_run *c)
     const bxn_moe *p = c->p;
     bxn_train_pass *pass = c->pass;
     bitaxon_status status = BITAXON_OK;
+    bxn_pad_rows(c->x, c->ld_d, p->router.cols, c->rows);
     bxn_pad_rows(c->da, c->ld_i, p->inner, c->rows);
     bxn_pad_rows(c->db, c->ld_i, p->inner, c->rows);
     bxn_pad_rows(c->dy, c->ld_d, p->router.cols, c->rows);
@@ -559,11 +618,17 @@ bitaxon_status bxn_moe_backward(bxn_train_pass *pass, const bxn_moe *p, uint32_t
 {
     moe_run c = { .pass = pass, .p = p, .n = n, .ldn = ldn, .rows = pass->rows, .dr = dr, .lddr = lddr, .r = dn,
                   .ldr = lddn };
-    size_t used = pass->scratch.used;
-    take(&c, &pass->scratch, true);
-    bitaxon_status status = route(&c, layer);
+    const size_t used = pass->scratch.used, kept = pass->kept.used;
+    const bool found = pass->keep == BXN_KEEP_FIND;
+    take(&c, found ? &pass->kept : &pass->scratch, &pass->scratch, found, true);
+    bitaxon_status status = BITAXON_OK;
+    if (!found) {
+        pad(&c);
+        status = route(&c, layer);
+    }
     if (status == BITAXON_OK)
         status = backward(&c);
     pass->scratch.used = used;
+    pass->kept.used = kept;
     return status;
 }

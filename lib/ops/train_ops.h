@@ -57,7 +57,7 @@ typedef struct bxn_sublayer_grads {
 
 /* ---- pass --------------------------------------------------------------------------------- */
 
-/* Whether a mixer's backward computes again what its forward had in its buffers, or finds it in `kept`. */
+/* Whether an op's backward computes again what its forward had in its buffers, or finds it in `kept`. */
 typedef enum bxn_keep {
     BXN_KEEP_NOTHING, /* computes it again */
     BXN_KEEP_LEAVE,   /* this forward leaves it there */
@@ -70,7 +70,7 @@ typedef struct bxn_train_pass {
     const bxn_document *documents;
     uint32_t document_count;
     bxn_scratch scratch;
-    bxn_scratch kept; /* bxn_ssm_kept_bytes, bxn_attention_kept_bytes; read and written as `keep` says */
+    bxn_scratch kept; /* bxn_ssm_kept_bytes and its like; read and written as `keep` says */
     bxn_keep keep;
     const bxn_weight_grads *grads; /* [weights of the model] by id - 1; NULL: none train */
     /* Load balancing of experts (Fedus et al. 2021, eq. 4): balance * X * sum over e of f_e P_e per MoE
@@ -147,5 +147,6 @@ size_t bxn_moe_train_bytes(const bxn_moe *p, uint32_t rows, uint32_t rank, bool 
 /* Bytes of `kept` that a forward may leave. */
 size_t bxn_ssm_kept_bytes(const bxn_ssm *p, uint32_t rows);
 size_t bxn_attention_kept_bytes(const bxn_attention *p, uint32_t rows);
+size_t bxn_moe_kept_bytes(const bxn_moe *p, uint32_t rows);
 
 #endif

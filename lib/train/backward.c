@@ -3,14 +3,14 @@
  * Of the forward only the residual stream before every second sublayer is kept; everything else is computed
  * again by the backward of each op, and so is the stream between: the buffers of the mixer that is run again
  * for it stay until its own backward. Where that is little, the stream before each sublayer and the buffers of
- * all mixers are kept. The choice does not show in a bit.
+ * all mixers are kept, and where it is still little, those of all experts. The choice does not show in a bit.
  * All buffers lie in one block of a size that follows from the configuration (bxn_runner_bytes), so that a
  * step allocates nothing. Whatever the number of threads, every sum has one order. */
 #include <string.h>
 
 #include "train/bxn_train.h"
 
-#define KEEP_BYTES ((size_t)320 << 20) /* of the stream before all sublayers and all mixers' buffers */
+#define KEEP_BYTES ((size_t)512 << 20) /* of the stream before all sublayers and all ops' buffers */
 
 /* ---- buffers -------------------------------------------------------------------------------- */
 
@@ -23,10 +23,17 @@ static bxn_weight shape(uint32_t rows, uint32_t cols)
                          .dense = { .dtype = BXN_F32, .rows = rows, .cols = cols } };
 }
 
-/* The mixers of the model as far as their buffers depend on them. */
-static void mixers(const bxn_config *config, bxn_ssm *ssm, bxn_attention *attention)
+/* The ops of the model as far as their buffers depend on them; experts with weights of which only one is described. */
+static void ops_of(const bxn_config *config, bxn_ssm *ssm, bxn_attention *attention, bxn_moe *moe, bxn_weight *in,
+                   bxn_weight *out)
 {
     uint32_t D = config->hidden_dim, E = D * config->ssm_expand, N = config->ssm_d_state;
+    uint32_t I = config->moe_intermediate_dim, X = config->moe_num_experts;
+    *in = shape(I, D);
+    *out = shape(D, I);
+    *moe = (bxn_moe){ .experts = X, .top_k = config->moe_top_k, .inner = I, .router = shape(X, D),
+                      .gate = in, .up = in, .down = out, .shared = config->moe_shared_expert,
+                      .shared_gate = shape(1, D), .shared_gate_proj = *in, .shared_up_proj = *in, .shared_down_proj = *out };
     *ssm = (bxn_ssm){ .channels = E, .channels16 = (uint32_t)bxn_round_up(E, 16), .states = N,
                       .taps = config->ssm_d_conv, .in_proj = shape(2 * E, D), .x_proj = shape(2 * N + 1, E),
                       .out_proj = shape(D, E) };
@@ -36,15 +43,31 @@ static void mixers(const bxn_config *config, bxn_ssm *ssm, bxn_attention *attent
                                   .o_proj = shape(D, D) };
 }
 
-/* What the mixers of the first `layers` layers may leave. */
-static size_t left_by(const bxn_config *config, uint32_t rows, uint32_t layers)
+/* What the mixers and experts of layers may leave. */
+typedef struct leavings {
+    size_t ssm, attention, experts;
+} leavings;
+
+static leavings leavings_of(const bxn_config *config, uint32_t rows)
 {
     bxn_ssm ssm;
     bxn_attention attention;
-    mixers(config, &ssm, &attention);
-    size_t bytes = 0, of_ssm = bxn_ssm_kept_bytes(&ssm, rows), of_attention = bxn_attention_kept_bytes(&attention, rows);
-    for (uint32_t i = 0; i < layers; i++)
-        bytes += bxn_config_layer(config, i) == BXN_LAYER_SWA_MOE ? of_attention : of_ssm;
+    bxn_moe moe;
+    bxn_weight in, out;
+    ops_of(config, &ssm, &attention, &moe, &in, &out);
+    return (leavings){ bxn_ssm_kept_bytes(&ssm, rows), bxn_attention_kept_bytes(&attention, rows),
+                       bxn_moe_kept_bytes(&moe, rows) };
+}
+
+/* Those of the first `layers` layers, with or without experts. */
+static size_t left_by(const bxn_config *config, const leavings *leaves, uint32_t layers, bool experts)
+{
+    size_t bytes = 0;
+    for (uint32_t i = 0; i < layers; i++) {
+        bxn_layer_kind kind = bxn_config_layer(config, i);
+        bytes += kind == BXN_LAYER_SWA_MOE ? leaves->attention : leaves->ssm;
+        bytes += experts && kind != BXN_LAYER_SSM ? leaves->experts : 0;
+    }
     return bytes;
 }
 
@@ -54,17 +77,15 @@ static size_t left_by(const bxn_config *config, uint32_t rows, uint32_t layers)
 static size_t scratch_bytes(const bxn_config *config, uint32_t rows, uint32_t rank, bool magnitudes, bool full,
                             bxn_runner *runner)
 {
-    uint32_t D = config->hidden_dim, S = config->d_source_model, X = config->moe_num_experts;
-    uint32_t I = config->moe_intermediate_dim;
-    bxn_weight in = shape(I, D), out = shape(D, I);
-    if (!full) /* experts may be quantised, and then need room for their inputs (bxn_moe_train_bytes) */
-        in.kind = out.kind = BXN_WEIGHT_PACKED;
+    uint32_t D = config->hidden_dim, S = config->d_source_model;
+    bxn_weight in, out;
     bxn_ssm ssm;
     bxn_attention attention;
-    mixers(config, &ssm, &attention);
-    bxn_moe moe = { .experts = X, .top_k = config->moe_top_k, .inner = I, .router = shape(X, D),
-                    .gate = &in, .up = &in, .down = &out, .shared = config->moe_shared_expert,
-                    .shared_gate = shape(1, D), .shared_gate_proj = in, .shared_up_proj = in, .shared_down_proj = out };
+    bxn_moe moe;
+    ops_of(config, &ssm, &attention, &moe, &in, &out);
+    if (!full) /* experts may be quantised, and then need room for their inputs (bxn_moe_train_bytes) */
+        in.kind = out.kind = moe.shared_gate_proj.kind = moe.shared_up_proj.kind = moe.shared_down_proj.kind =
+            BXN_WEIGHT_PACKED;
     bxn_model ends = { .config = *config, .embed = shape(config->vocab_size, S), .input_proj = shape(D, S),
                        .output_proj = shape(S, D), .head = shape(config->vocab_size, S) };
     size_t copy = bxn_round_up(rows * bxn_train_ld(D) * sizeof(float), BXN_ALIGN); /* op_backward */
@@ -109,8 +130,12 @@ static size_t place(const bxn_config *config, uint32_t rows, uint32_t rank, bool
     uint32_t sublayers = 2 * config->num_layers - runner->single;
     uint32_t kept = config->num_layers - runner->single / 2; /* of single layers every other */
     size_t d = rows * runner->ld_d * sizeof(float), wide = most(d, rows * runner->ld_s * sizeof(float));
-    size_t left = left_by(config, rows, config->num_layers);
+    leavings leaves = leavings_of(config, rows);
+    size_t left = left_by(config, &leaves, config->num_layers, false);
+    size_t with_experts = left_by(config, &leaves, config->num_layers, true);
     runner->every = sublayers * d + left <= KEEP_BYTES;
+    runner->experts = sublayers * d + with_experts <= KEEP_BYTES;
+    left = runner->experts ? with_experts : left;
     runner->scratch.bytes = scratch_bytes(config, rows, rank, magnitudes, full, runner);
     const struct {
         void *slot; /* of the pointer to set */
@@ -311,14 +336,17 @@ static bitaxon_status op_backward(run *r, const bxn_sublayer *sub, const bxn_sub
     return bxn_moe_backward(&r->pass, &sub->u.moe, sub->layer, b->n, r->ld, b->dx, r->ld, b->dn, r->ld);
 }
 
-/* Where everything is kept: this mixer's buffers are left for its backward, or found by that. */
+/* Where everything is kept: this op's buffers are left for its backward, or found by that. */
 static void use_left(run *r, const bxn_sublayer *sub, bxn_keep keep)
 {
     const bxn_config *config = &r->model->config;
-    if (!r->runner->every || sub->op == BXN_OP_MOE)
+    const bool experts = sub->op == BXN_OP_MOE;
+    if (!(experts ? r->runner->experts : r->runner->every))
         return;
-    size_t before = left_by(config, r->runner->rows, sub->layer), behind = left_by(config, r->runner->rows, sub->layer + 1);
-    r->pass.kept = (bxn_scratch){ .memory = r->runner->left + before, .bytes = behind - before };
+    leavings leaves = leavings_of(config, r->runner->rows);
+    size_t bytes = experts ? leaves.experts : sub->op == BXN_OP_SSM ? leaves.ssm : leaves.attention;
+    size_t at = left_by(config, &leaves, sub->layer + experts, r->runner->experts) - (experts ? bytes : 0);
+    r->pass.kept = (bxn_scratch){ .memory = r->runner->left + at, .bytes = bytes };
     r->pass.keep = keep;
 }
 

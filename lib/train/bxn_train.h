@@ -108,7 +108,8 @@ typedef struct bxn_runner {
     size_t kept;         /* bytes at its start for buffers of a mixer's second forward, until its backward; 0 with `every` */
     uint32_t single; /* layers of one sublayer, the first ones */
     bool every;      /* the stream before every sublayer and the mixers' buffers are kept; else before every second one */
-    unsigned char *left; /* buffers of every mixer's forward for its backward, with `every` */
+    bool experts;    /* and the experts' buffers; `every` holds then, too */
+    unsigned char *left; /* buffers of forwards for their backwards, with `every` */
     float *x;        /* what is kept of it, [*][rows, D] */
     float *mid;      /* the stream after the last sublayer, and before those that do not keep it */
     float *n;        /* input of an op */

@@ -130,7 +130,8 @@ BXN_INLINE void mm_dense(const bxn_dense *w, bxn_dtype dtype, uint32_t begin, ui
                     _mm512_store_ps(stage + i, _mm512_setzero_ps());
                 bxn_panel_transpose_avx512(stage, PANEL_DEPTH, depth, panel + g, columns);
             }
-            bxn_panel_avx512(panel, columns, depth, k, args, args->y + row, rows, k == 0, &ahead);
+            bxn_panel_avx512(panel, columns, columns, depth, k, args, args->y + row, rows, k == 0,
+                             &ahead);
         }
     }
 }

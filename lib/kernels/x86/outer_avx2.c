@@ -31,8 +31,18 @@ static inline void outer_turn(const float *in, size_t ld, uint32_t count, float 
     }
 }
 
-static inline void outer_panel(const float *panel, uint32_t width, uint32_t depth, const bxn_mm_args *mm, float *c)
+/* Panels are of one stride. */
+static inline bool outer_direct(uint32_t width, size_t ldq)
 {
+    (void)width;
+    (void)ldq;
+    return false;
+}
+
+static inline void outer_panel(const float *panel, size_t stride, uint32_t width, uint32_t depth,
+                               const bxn_mm_args *mm, float *c)
+{
+    (void)stride;
     const panel_ahead ahead = {(const char *)panel, 0, 0};
     bxn_panel_avx2(panel, depth, 0, mm, c, width, 0, &ahead);
 }

@@ -26,10 +26,17 @@ static inline void outer_turn(const float *in, size_t ld, uint32_t count, float 
     bxn_panel_transpose_avx512(in, ld, count, out, PANEL_DEPTH);
 }
 
-static inline void outer_panel(const float *panel, uint32_t width, uint32_t depth, const bxn_mm_args *mm, float *c)
+/* Rows of q are a panel as they lie, but where all of them would meet in few sets of the first cache. */
+static inline bool outer_direct(uint32_t width, size_t ldq)
+{
+    return width % 16 == 0 && ldq % 128 != 0;
+}
+
+static inline void outer_panel(const float *panel, size_t stride, uint32_t width, uint32_t depth,
+                               const bxn_mm_args *mm, float *c)
 {
     const panel_ahead ahead = {(const char *)panel, 0, 0};
-    bxn_panel_avx512(panel, outer_stride(width), depth, 0, mm, c, width, 0, &ahead);
+    bxn_panel_avx512(panel, stride, outer_stride(width), depth, 0, mm, c, width, 0, &ahead);
 }
 
 #include "kernels/outer_body.h"

@@ -16,7 +16,7 @@ typedef struct target {
     const float *panel;
     const float *x; /* [tokens, depth] ldx */
     float *y;
-    size_t ldx, ldy;
+    size_t ldx, ldy, stride_panel;
     unsigned depth;
     const char *ahead; /* `lines` cache lines are fetched from here per 4 inputs, `stride` apart */
     size_t stride;
@@ -39,7 +39,7 @@ BXN_INLINE void step(__m512 p[TILE][3], const float *w, const float *const x[5],
     __m512 v[3];
     BXN_UNROLL
     for (unsigned g = 0; g < vectors; g++)
-        v[g] = in_register(_mm512_load_ps(w + g * 16));
+        v[g] = in_register(_mm512_loadu_ps(w + g * 16));
     BXN_UNROLL
     for (unsigned m = 0; m < tokens; m++) {
         __m512 xm = in_register(_mm512_set1_ps(x[m / 3][m % 3 * ldx + i]));
@@ -51,8 +51,8 @@ BXN_INLINE void step(__m512 p[TILE][3], const float *w, const float *const x[5],
 
 BXN_INLINE void tile(const target *t, unsigned tokens, unsigned vectors)
 {
-    const unsigned columns = vectors * 16, depth = t->depth;
-    const size_t ldx = t->ldx;
+    const unsigned depth = t->depth;
+    const size_t ldx = t->ldx, stride = t->stride_panel;
     __m512 p[TILE][3];
     BXN_UNROLL
     for (unsigned m = 0; m < tokens; m++) {
@@ -66,7 +66,7 @@ BXN_INLINE void tile(const target *t, unsigned tokens, unsigned vectors)
         x[j] = t->x + 3 * j * ldx;
     const char *ahead = t->ahead, *third = ahead + 32 * t->stride; /* of 48 stretches */
     unsigned k = 0;
-    for (; k + 4 <= depth; k += 4, w += (size_t)4 * columns, ahead += t->stride) {
+    for (; k + 4 <= depth; k += 4, ahead += t->stride) {
         const char *next = (const char *)(t->next[k / 8] + k / 4 % 2 * 64);
         BXN_UNROLL
         for (unsigned i = 0; i < 4; i++)
@@ -79,13 +79,13 @@ BXN_INLINE void tile(const target *t, unsigned tokens, unsigned vectors)
             third += t->stride;
         }
         BXN_UNROLL
-        for (unsigned i = 0; i < 4; i++)
-            step(p, w + i * columns, x, i, ldx, tokens, vectors);
+        for (unsigned i = 0; i < 4; i++, w += stride)
+            step(p, w, x, i, ldx, tokens, vectors);
         BXN_UNROLL
         for (unsigned j = 0; j < 5; j++)
             x[j] += 4;
     }
-    for (; k < depth; k++, w += columns) {
+    for (; k < depth; k++, w += stride) {
         step(p, w, x, 0, ldx, tokens, vectors);
         BXN_UNROLL
         for (unsigned j = 0; j < 5; j++)
@@ -158,9 +158,9 @@ BXN_INLINE const float *input_row(const bxn_mm_args *args, uint32_t token)
     return args->x + (args->rows != NULL ? (size_t)args->rows[token] : token) * args->ldx;
 }
 
-void bxn_panel_avx512(const float *panel, unsigned columns, unsigned depth, size_t first_input,
-                      const bxn_mm_args *args, float *y, uint32_t valid, int clear,
-                      const panel_ahead *ahead)
+void bxn_panel_avx512(const float *panel, size_t stride, unsigned columns, unsigned depth,
+                      size_t first_input, const bxn_mm_args *args, float *y, uint32_t valid,
+                      int clear, const panel_ahead *ahead)
 {
     /* Inputs of a tile are put side by side when their rows are scattered, or so far apart that
      * all fall on the same cache sets. */
@@ -170,6 +170,7 @@ void bxn_panel_avx512(const float *panel, unsigned columns, unsigned depth, size
                 .x = x,
                 .ldx = direct ? args->ldx : PANEL_DEPTH,
                 .ldy = args->ldy,
+                .stride_panel = stride,
                 .depth = depth,
                 .ahead = ahead->data,
                 .stride = ahead->stride};

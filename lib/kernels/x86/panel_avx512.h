@@ -20,10 +20,11 @@ typedef struct panel_ahead {
 
 /* For every token of args and `valid` outputs: p = 0; for k < depth ascending:
  * p = fma(panel[k][output], x[first_input + k], p); y += p, with y = 0 before when `clear`.
- * columns: 16, 32 or 48, the stride of the panel; y: the first output of the first token. */
-void bxn_panel_avx512(const float *panel, unsigned columns, unsigned depth, size_t first_input,
-                      const bxn_mm_args *args, float *y, uint32_t valid, int clear,
-                      const panel_ahead *ahead);
+ * columns: 16, 32 or 48 of the panel, whose rows are `stride` floats apart; y: the first output of the
+ * first token. */
+void bxn_panel_avx512(const float *panel, size_t stride, unsigned columns, unsigned depth,
+                      size_t first_input, const bxn_mm_args *args, float *y, uint32_t valid,
+                      int clear, const panel_ahead *ahead);
 
 /* out[k][output] = in[output][k] for 16 outputs, `ld` floats apart, and `depth` inputs, rounded up
  * to 4; rows of out are `columns` floats apart. */

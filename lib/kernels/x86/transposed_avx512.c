@@ -67,7 +67,7 @@ BXN_INLINE void mm_packed(const bxn_packed *w, uint32_t begin, uint32_t end,
                            w->data + ((size_t)((row + r) / BXN_UNIT_ROWS) * w->k_units + u) *
                                          w->unit_bytes,
                            part, bits, panel + (size_t)r * COLUMNS);
-                bxn_panel_avx512(panel, COLUMNS, depth, row, args, args->y + column,
+                bxn_panel_avx512(panel, COLUMNS, COLUMNS, depth, row, args, args->y + column,
                                  w->cols - column, row == 0 && !add, &ahead);
             }
         }
@@ -116,7 +116,7 @@ BXN_INLINE void mm_dense(const bxn_dense *w, bxn_dtype dtype, uint32_t begin, ui
                 const panel_ahead ahead = {
                     (const char *)block + (PANEL_DEPTH + part * 32) * row_bytes, row_bytes,
                     row + PANEL_DEPTH < w->rows ? BXN_UNIT_COLS * (unsigned)size : 0};
-                bxn_panel_avx512(panel, COLUMNS, depth, row, args, args->y + column,
+                bxn_panel_avx512(panel, COLUMNS, COLUMNS, depth, row, args, args->y + column,
                                  w->cols - column, row == 0 && !add, &ahead);
             }
         }
