@@ -232,6 +232,15 @@ static void test_calls(void **state)
     EDGE(INVALID_ARGUMENT, bitaxon_trainer_history(trainer, &point, 1, &count, e));
     OK(bitaxon_trainer_history(trainer, NULL, 0, &count, &error));
     assert_int_equal(count, 0);
+    uint64_t updates;
+    EDGE(INVALID_ARGUMENT, bitaxon_trainer_epoch_steps(NULL, 1, &updates, e));
+    EDGE(INVALID_ARGUMENT, bitaxon_trainer_epoch_steps(&p, 1, NULL, e));
+    EDGE(INVALID_ARGUMENT, bitaxon_trainer_epoch_steps(&p, 0, &updates, e));
+    EDGE(INVALID_ARGUMENT, bitaxon_trainer_epoch_steps(&p, -1, &updates, e));
+    EDGE(INVALID_ARGUMENT, bitaxon_trainer_epoch_steps(&p, (double)NAN, &updates, e));
+    EDGE(INVALID_ARGUMENT, bitaxon_trainer_epoch_steps(&p, (double)INFINITY, &updates, e));
+    EDGE(INVALID_ARGUMENT, bitaxon_trainer_epoch_steps(&p, 1e300, &updates, e));
+    assert_int_equal(updates, 0);
     EDGE(INVALID_ARGUMENT, bitaxon_trainer_estimate(NULL, &p, &estimate, e));
     EDGE(INVALID_ARGUMENT, bitaxon_trainer_estimate(&mp, NULL, &estimate, e));
     EDGE(INVALID_ARGUMENT, bitaxon_trainer_estimate(&mp, &p, NULL, e));
@@ -242,6 +251,7 @@ static void test_calls(void **state)
     EDGE(IO, bitaxon_trainer_estimate(&mp, &p, &estimate, e));
     mp.path = QUANTISED;
     p.data = NULL;
+    EDGE(INVALID_ARGUMENT, bitaxon_trainer_epoch_steps(&p, 1, &updates, e));
     p.rank = 400;
     EDGE(INVALID_ARGUMENT, bitaxon_trainer_estimate(&mp, &p, &estimate, e));
     p.rank = 0;

@@ -203,7 +203,8 @@ static bxn_dataset *many(uint32_t count, bool pairs, example *kept)
 /* The order of one epoch of isolated examples, each checked against what was added. */
 static void read_order(const bxn_dataset *d, const example *kept, uint64_t seed, uint64_t epoch, uint32_t *order)
 {
-    bxn_packer *p = pack(d, (bxn_packing){.block_tokens = 23, .blocks = 2, .isolate = true, .shuffle = true, .seed = seed});
+    bxn_packer *p =
+        pack(d, (bxn_packing){ .block_tokens = 23, .blocks = 2, .isolate = true, .shuffle = true, .seed = seed });
     bxn_cursor cursor = {epoch, 0};
     bxn_micro_step step;
     size_t n = 0;
@@ -235,7 +236,8 @@ static void read_order(const bxn_dataset *d, const example *kept, uint64_t seed,
 static void test_order(void **state)
 {
     (void)state;
-    static const uint32_t sizes[] = {1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 255, 256, 257, 300};
+    static const uint32_t sizes[] = { 1,  2,  3,  4,  5,   7,   8,   15,  16,  17,  31,
+                                      33, 63, 64, 65, 100, 127, 128, 255, 256, 257, 300 };
     static example kept[300];
     static uint32_t order[5][300];
     for (size_t i = 0; i < COUNT(sizes); i++) {
@@ -324,6 +326,13 @@ static void test_resume(void **state)
             cursor = all[i].after;
         }
         assert_true(cursor.epoch >= 1);
+        for (uint64_t epoch = 0, i = 0; i < STEPS; epoch++) { /* as many as are counted, also when asked in between */
+            uint64_t begin = i;
+            while (i < STEPS && all[i].after.epoch == epoch)
+                i++;
+            uint64_t count = bxn_packer_count(p, epoch);
+            assert_true(i == STEPS ? count >= i - begin : count == i - begin);
+        }
         for (int i = 0; i < STEPS; i++) { /* a new packer, and the old one back and forth */
             bxn_packer *fresh = pack(d, ways[w].packing);
             for (int j = i; j < i + 3 && j < STEPS; j++) {
@@ -400,18 +409,24 @@ static void test_errors(void **state)
 {
     (void)state;
     bxn_dataset *d = empty_set(BXN_OBJECTIVE_SFT);
-    refuses(d, (bxn_packing){.block_tokens = 8, .blocks = 1, .isolate = true}, BITAXON_FORMAT, "no examples: 0 were given");
+    refuses(d, (bxn_packing){ .block_tokens = 8, .blocks = 1, .isolate = true }, BITAXON_FORMAT,
+            "no examples: 0 were given");
     add(d, 2, (const int32_t[]){1, 2}, (const uint8_t[]){1, 0});
-    refuses(d, (bxn_packing){.block_tokens = 8, .blocks = 1, .isolate = true}, BITAXON_FORMAT, "no examples: 1 were given");
+    refuses(d, (bxn_packing){ .block_tokens = 8, .blocks = 1, .isolate = true }, BITAXON_FORMAT,
+            "no examples: 1 were given");
     bxn_dataset_free(d);
     d = two_examples();
-    refuses(d, (bxn_packing){.block_tokens = 4, .blocks = 1, .isolate = true}, BITAXON_INVALID_ARGUMENT, "the longest example has 5");
+    refuses(d, (bxn_packing){ .block_tokens = 4, .blocks = 1, .isolate = true }, BITAXON_INVALID_ARGUMENT,
+            "the longest example has 5");
     refuses(d, (bxn_packing){.block_tokens = 8, .isolate = true}, BITAXON_INVALID_ARGUMENT, "0 blocks of 8");
     refuses(d, (bxn_packing){.block_tokens = 1, .blocks = 1}, BITAXON_INVALID_ARGUMENT, "1 blocks of 1");
     refuses(d, (bxn_packing){.block_tokens = 8, .blocks = 1, .rank = 1}, BITAXON_INVALID_ARGUMENT, "rank 1 of 0");
-    refuses(d, (bxn_packing){.block_tokens = 8, .blocks = 1, .rank = 2, .ranks = 2}, BITAXON_INVALID_ARGUMENT, "rank 2 of 2");
-    refuses(d, (bxn_packing){.block_tokens = 8, .blocks = 1, .separator = -1}, BITAXON_INVALID_ARGUMENT, "separator is -1");
-    refuses(d, (bxn_packing){.block_tokens = UINT32_MAX, .blocks = UINT32_MAX, .isolate = true}, BITAXON_INVALID_ARGUMENT, "rows");
+    refuses(d, (bxn_packing){ .block_tokens = 8, .blocks = 1, .rank = 2, .ranks = 2 }, BITAXON_INVALID_ARGUMENT,
+            "rank 2 of 2");
+    refuses(d, (bxn_packing){ .block_tokens = 8, .blocks = 1, .separator = -1 }, BITAXON_INVALID_ARGUMENT,
+            "separator is -1");
+    refuses(d, (bxn_packing){ .block_tokens = UINT32_MAX, .blocks = UINT32_MAX, .isolate = true },
+            BITAXON_INVALID_ARGUMENT, "rows");
     bxn_micro_step step;
     for (int isolate = 0; isolate < 2; isolate++) {
         bxn_packer *p = pack(d, (bxn_packing){.block_tokens = 8, .blocks = 1, .isolate = isolate != 0});

@@ -650,6 +650,38 @@ static void check_estimate(bitaxon_model *model, const bitaxon_trainer_params *p
     assert_int_equal(atomic_load(&model->mem.used), before);
 }
 
+/* The updates that an epoch is said to take end it, and one less does not. */
+static void test_epochs(void **state)
+{
+    (void)state;
+    static const double epochs[] = { 1, 2.5, 0.3 };
+    bitaxon_model *model = open_model(QUANTISED, 1, NULL);
+    bitaxon_dataset *data = count_up(model, BITAXON_OBJECTIVE_SFT, 23, 5);
+    for (uint32_t i = 0; i < 6; i++) {
+        bitaxon_trainer_params p = small_run(data, BITAXON_TRAIN_LORA, 0);
+        p.accumulate = i < 3 ? 1 : 2; /* two may end with a micro-step of the next epoch */
+        OK(bitaxon_trainer_epoch_steps(&p, epochs[i % 3], &p.steps, &error));
+        bitaxon_trainer *trainer = make_trainer(model, &p);
+        double reached[2] = { 0 };
+        for (uint64_t at = 0; at < p.steps; at++) {
+            reached[0] = reached[1];
+            step(trainer);
+            reached[1] = (double)trainer->core.at.cursor.epoch + (double)trainer->core.at.cursor.index / 23;
+        }
+        /* An update is at most two blocks of 48 tokens, some eight of 23 examples. */
+        assert_true(reached[0] < epochs[i % 3] && reached[1] >= epochs[i % 3] - (i % 3 == 0 ? 0 : 0.4));
+        bitaxon_trainer_free(trainer);
+    }
+    /* Beyond the epochs that are counted: by their mean. */
+    bitaxon_trainer_params p = small_run(data, BITAXON_TRAIN_LORA, 0);
+    uint64_t some, many;
+    OK(bitaxon_trainer_epoch_steps(&p, 16, &some, &error));
+    OK(bitaxon_trainer_epoch_steps(&p, 16000, &many, &error));
+    assert_true(many <= 1000 * some && many + 1000 > 1000 * some);
+    bitaxon_dataset_free(data);
+    bitaxon_model_free(model);
+}
+
 static void test_estimate(void **state)
 {
     (void)state;
@@ -736,11 +768,18 @@ static void test_out_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_learns),     cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_cancel),     cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_empty_micro_steps), cmocka_unit_test(test_from_file), cmocka_unit_test(test_adapter_in_session),
-        cmocka_unit_test(test_full),       cmocka_unit_test(test_machines),
-        cmocka_unit_test(test_lost_link),  cmocka_unit_test(test_estimate),
+        cmocka_unit_test(test_learns),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_empty_micro_steps),
+        cmocka_unit_test(test_from_file),
+        cmocka_unit_test(test_adapter_in_session),
+        cmocka_unit_test(test_full),
+        cmocka_unit_test(test_machines),
+        cmocka_unit_test(test_lost_link),
+        cmocka_unit_test(test_epochs),
+        cmocka_unit_test(test_estimate),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -90,6 +90,14 @@ typedef struct bitaxon_trainer_params {
 BITAXON_API bitaxon_status bitaxon_trainer_create(bitaxon_model *model, const bitaxon_trainer_params *params,
                                                   bitaxon_trainer **out, bitaxon_error *error);
 
+/* What to put into `steps` for so many epochs: updates until params->data, packed as the other parameters say, was
+ * read so often (all machines together; the last may read on into the next epoch). Nothing is made, `steps` is not read.
+ * Params:    epochs  above 0; those after the 16th are taken to be as long as the mean of these.
+ * Returns:   as bitaxon_trainer_create for params and data; INVALID_ARGUMENT (epochs; more than 2^53 updates).
+ * Thread:    any-thread, while nothing is added to the data.  Since: 0.1 */
+BITAXON_API bitaxon_status bitaxon_trainer_epoch_steps(const bitaxon_trainer_params *params, double epochs,
+                                                       uint64_t *steps, bitaxon_error *error);
+
 /* NULL is fine.  Thread: single-user.  Since: 0.1 */
 BITAXON_API void bitaxon_trainer_free(bitaxon_trainer *trainer);
 

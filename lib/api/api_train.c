@@ -3,6 +3,7 @@
  * need floors beside training: adapters as handles, and the trained model as files. */
 #include "api/api.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "convert/bxn_convert.h"
@@ -52,8 +53,10 @@ static bitaxon_status check_tokenizer(const bitaxon_model *model, const bitaxon_
     bxn_tokenizer_identity(model->tokenizer, own);
     if (memcmp(its, own, sizeof own) == 0)
         return BITAXON_OK;
-    return bxn_fail(error, BITAXON_MISMATCH, "%s was read with the tokenizer %02x%02x%02x%02x of %.60s, the model has %02x%02x%02x%02x of %.60s",
-                    what, its[0], its[1], its[2], its[3], data->model->where, own[0], own[1], own[2], own[3], model->where);
+    return bxn_fail(error, BITAXON_MISMATCH,
+                    "%s was read with the tokenizer %02x%02x%02x%02x of %.60s, the model has %02x%02x%02x%02x of %.60s",
+                    what, its[0], its[1], its[2], its[3], data->model->where, own[0], own[1], own[2], own[3],
+                    model->where);
 }
 
 bitaxon_status bitaxon_trainer_create(bitaxon_model *model, const bitaxon_trainer_params *params,
@@ -103,6 +106,53 @@ bitaxon_status bitaxon_trainer_create(bitaxon_model *model, const bitaxon_traine
         bxn_thermal_ref(p.thermal);
     trainer->thermal = p.thermal;
     *out = trainer;
+    return BITAXON_OK;
+}
+
+/* Micro-steps of so many epochs. */
+static double micro_steps(bxn_packer *packer, double epochs)
+{
+    enum { COUNTED = 16 };
+    double sum = 0;
+    for (uint64_t epoch = 0; epoch < COUNTED; epoch++) {
+        double left = epochs - (double)epoch;
+        if (left <= 0)
+            return sum;
+        double count = (double)bxn_packer_count(packer, epoch);
+        sum += left < 1 ? left * count : count;
+    }
+    return epochs > COUNTED ? sum * epochs / COUNTED : sum;
+}
+
+bitaxon_status bitaxon_trainer_epoch_steps(const bitaxon_trainer_params *params, double epochs, uint64_t *steps,
+                                           bitaxon_error *error)
+{
+    if (params == NULL || steps == NULL)
+        return bxn_null(error, params == NULL ? "params" : "steps");
+    *steps = 0;
+    bitaxon_trainer_params p;
+    bxn_packing packing;
+    bxn_packer *packer = NULL;
+    if (!(epochs > 0 && isfinite(epochs)))
+        return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "epochs is %g, must be above 0", epochs);
+    bitaxon_status status = copy_params(params, &p, error);
+    if (status == BITAXON_OK && p.data == NULL)
+        return bxn_null(error, "data");
+    if (status == BITAXON_OK) {
+        p.steps = 1;
+        status = bxn_trainer_resolve(&p, longest(&p), p.adapter != NULL ? &p.adapter->core : NULL, error);
+    }
+    if (status != BITAXON_OK)
+        return status;
+    bxn_trainer_packing(&p, separator(p.data->model), &packing);
+    status = bxn_packer_create(&p.data->model->mem, p.data->core, &packing, &packer, error);
+    if (status != BITAXON_OK)
+        return status;
+    double updates = ceil(micro_steps(packer, epochs) / ((double)p.accumulate * p.machines) - 1e-9);
+    bxn_packer_free(packer);
+    if (updates > 0x1p53)
+        return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "%g epochs are %g updates", epochs, updates);
+    *steps = updates < 1 ? 1 : (uint64_t)updates;
     return BITAXON_OK;
 }
 

@@ -59,8 +59,8 @@ typedef struct bxn_packing {
     bool isolate, shuffle;
     int32_t separator;
     uint64_t seed;
-    /* Of machines that share the data: micro-step i of all belongs to rank i % ranks; ranks 0: 1. A call moves the cursor
-     * behind `ranks` micro-steps, so that all machines have the same cursor. Without loop the last of them may
+    /* Of machines that share the data: micro-step i of all belongs to rank i % ranks; ranks 0: 1. A call moves the
+     * cursor behind `ranks` micro-steps, so that all machines have the same cursor. Without loop the last of them may
      * find nothing left (rows 0) where the first still do. */
     uint32_t rank, ranks;
 } bxn_packing;
@@ -74,5 +74,6 @@ uint32_t bxn_packer_rows(const bxn_packer *packer); /* most that a micro-step ha
  * end of an epoch the next begins (loop), or step->rows is 0. */
 bitaxon_status bxn_packer_next(bxn_packer *packer, bxn_cursor *cursor, bool loop, bxn_micro_step *step,
                                bitaxon_error *error);
+uint64_t bxn_packer_count(bxn_packer *packer, uint64_t epoch); /* micro-steps of an epoch, of all machines together */
 
 #endif

@@ -77,9 +77,10 @@ static bitaxon_status check(const bxn_dataset *d, const bxn_packing *packing, ui
     if (packing->rank >= (packing->ranks != 0 ? packing->ranks : 1))
         return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "packing: rank %u of %u", packing->rank, packing->ranks);
     if (!pairs && packing->isolate && d->longest > packing->block_tokens)
-        return bxn_fail(error, BITAXON_INVALID_ARGUMENT,
-                        "packing: blocks of %u tokens, but the longest example has %u; open the data with max_tokens %u",
-                        packing->block_tokens, d->longest, packing->block_tokens);
+        return bxn_fail(
+            error, BITAXON_INVALID_ARGUMENT,
+            "packing: blocks of %u tokens, but the longest example has %u; open the data with max_tokens %u",
+            packing->block_tokens, d->longest, packing->block_tokens);
     if (!pairs && !packing->isolate && packing->separator < 0)
         return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "packing: the separator is %d", (int)packing->separator);
     *rows = (uint64_t)packing->blocks * (pairs ? d->longest_pair : packing->block_tokens);
@@ -242,7 +243,8 @@ static bool seek(bxn_packer *p, const bxn_cursor *cursor)
 
 static bitaxon_status find(bxn_packer *p, const bxn_cursor *cursor, bool *ended, bitaxon_error *error)
 {
-    bool stream = !p->pairs && !p->packing.isolate, found = stream ? seek(p, cursor) : cursor->index <= p->dataset->count;
+    bool stream = !p->pairs && !p->packing.isolate,
+         found = stream ? seek(p, cursor) : cursor->index <= p->dataset->count;
     if (!found)
         return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "packing: the cursor is at %llu, beyond the end of the data",
                         (unsigned long long)cursor->index);
@@ -292,4 +294,16 @@ bitaxon_status bxn_packer_next(bxn_packer *p, bxn_cursor *cursor, bool loop, bxn
     *step = (bxn_micro_step){p->row_count, p->tokens, p->labels, p->documents, p->document_count};
     *cursor = at;
     return BITAXON_OK;
+}
+
+uint64_t bxn_packer_count(bxn_packer *p, uint64_t epoch)
+{
+    bxn_cursor at = {epoch, 0};
+    for (uint64_t count = 0;; count++) {
+        bool ended; /* a cursor that was moved here is always found, and nothing is read that could fail */
+        (void)find(p, &at, &ended, NULL);
+        if (ended)
+            return count;
+        (void)advance(p, &at, false, NULL);
+    }
 }

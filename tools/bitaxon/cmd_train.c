@@ -11,7 +11,6 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -239,33 +238,11 @@ static int open_data(train_state *state, const char *path, int32_t mask, uint32_
     return status == BITAXON_OK ? TOOL_OK : tool_fail(status, &error);
 }
 
-/* Updates that read the data so many times. Blocks are filled with whole examples, so that
- * each has on average half an example's room left. */
-static uint64_t steps_of(const train_state *state, const bitaxon_dataset_info *info,
-                         uint32_t block, double epochs)
-{
-    const train_args *args = state->args;
-    double examples = (double)info->examples, tokens = (double)info->tokens;
-    double micro_steps = ceil(examples / args->blocks);
-    if (state->params.objective != BITAXON_OBJECTIVE_ORPO) {
-        double mean = tokens / examples;
-        double room = args->no_isolation ? block : fmax(mean, block - mean / 2);
-        double blocks = fmin(ceil(tokens / fmin(room, block)), examples);
-        if (args->no_isolation) {
-            blocks = ceil((tokens + examples) / block); /* with separators */
-        }
-        micro_steps = ceil(blocks / args->blocks);
-    }
-    double steps = ceil(micro_steps * epochs / args->accumulate - 1e-9);
-    return steps < 1 ? 1 : (uint64_t)steps;
-}
-
 static int open_all(train_state *state, int32_t mask)
 {
     const train_args *args = state->args;
     bitaxon_trainer_params *p = &state->params;
     bitaxon_error error = BITAXON_ERROR_INIT;
-    bitaxon_dataset_info info = {.struct_size = sizeof info};
     int64_t longest = 0;
     int code = tool_thermal_open(&args->thermal, &state->thermal);
     if (code == TOOL_OK) {
@@ -295,9 +272,6 @@ static int open_all(train_state *state, int32_t mask)
                                           .path = args->adapter};
         status = bitaxon_adapter_open(state->model, &adapter, &state->adapter, &error);
     }
-    if (code == TOOL_OK && status == BITAXON_OK) {
-        status = bitaxon_dataset_get_info(state->data, &info, &error);
-    }
     if (code != TOOL_OK || status != BITAXON_OK) {
         return code != TOOL_OK ? code : tool_fail(status, &error);
     }
@@ -307,12 +281,14 @@ static int open_all(train_state *state, int32_t mask)
     p->thermal = state->thermal;
     p->progress = train_progress;
     p->progress_user = state;
-    p->steps = args->steps != 0 ? args->steps
-                                : steps_of(state, &info, p->block_tokens, args->epochs);
+    p->steps = args->steps;
+    if (args->steps == 0) {
+        status = bitaxon_trainer_epoch_steps(p, args->epochs, &p->steps, &error);
+    }
     p->warmup = args->warmup_given                        ? args->warmup
                 : p->steps / 10 < (uint64_t)DEFAULT_WARMUP ? p->steps / 10
                                                           : DEFAULT_WARMUP;
-    return TOOL_OK;
+    return status == BITAXON_OK ? TOOL_OK : tool_fail(status, &error);
 }
 
 /* ---- what will be done ------------------------------------------------------------------- */
@@ -398,7 +374,7 @@ static void say_plan(const train_state *state, const bitaxon_train_estimate *est
             tool_count_text(p->steps, number), (unsigned)p->accumulate, (unsigned)p->blocks,
             pairs ? "pairs" : "blocks", (unsigned)p->block_tokens);
     if (args->steps == 0) {
-        fprintf(stderr, ", about %g epoch%s", args->epochs, args->epochs == 1 ? "" : "s");
+        fprintf(stderr, ", %g epoch%s", args->epochs, args->epochs == 1 ? "" : "s");
     }
     fprintf(stderr, "; warm-up %s\n", tool_count_text(p->warmup, number));
     if (args->resume) {
@@ -608,7 +584,7 @@ int cmd_train(int argc, char **argv)
         TOOL_FLAG("exact-norm", 0, &args.exact_norm, "DoRA: gradients through the norm too"),
         TOOL_U64("steps", 0, &args.steps, 1, TOOL_MAX_INTEGER, "updates of the whole run"),
         REAL("epochs", &args.epochs, 1e-3, 1e6, &args.epochs_given,
-             "instead: about so many times through the data (default: 1)"),
+             "instead: so many times through the data (default: 1)"),
         {TOOL_KIND_U64, "warmup", 0, "N",
          "updates in which the rate rises (default: 100, at most a\ntenth of all)", &args.warmup,
          0, TOOL_MAX_INTEGER, &args.warmup_given},
