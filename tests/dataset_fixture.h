@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* dataset_fixture.h - what the tests of data sets share: memory that counts, the small tokenizer, a folder of files, and
- * opening with less to write. */
+/* dataset_fixture.h - what the tests of data sets share: memory that counts, the small tokenizer, a folder of files,
+ * and opening with less to write. */
 #ifndef DATASET_FIXTURE_H
 #define DATASET_FIXTURE_H
 
@@ -84,7 +84,8 @@ static UNUSED_OK bxn_dataset *open_text(const char *name, const char *content, o
 }
 
 /* The status of opening, which must be a failure whose message has this in it. */
-static UNUSED_OK void fails(const char *name, const char *content, size_t bytes, options o, bitaxon_status want, const char *part)
+static UNUSED_OK void fails(const char *name, const char *content, size_t bytes, options o, bitaxon_status want,
+                            const char *part)
 {
     bxn_dataset *d = NULL;
     bitaxon_status status = try_open(write_file(name, content, bytes), o, &d);

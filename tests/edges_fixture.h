@@ -27,8 +27,8 @@ static inline bitaxon_error *arm(int kind)
 static inline void check_guard(int kind, bitaxon_status want, bitaxon_status found, const char *call)
 {
     if (found != want)
-        fail_msg("%s: %s, not %s (error record %d): %.200s", call, bitaxon_status_name(found), bitaxon_status_name(want),
-                 kind, kind == SOUND && found < 0 ? guard.record.message : "");
+        fail_msg("%s: %s, not %s (error record %d): %.200s", call, bitaxon_status_name(found),
+                 bitaxon_status_name(want), kind, kind == SOUND && found < 0 ? guard.record.message : "");
     const unsigned char *bytes = (const unsigned char *)&guard, *record = (const unsigned char *)&guard.record;
     bool written = (kind == SOUND || kind == LONG) && want < 0;
     for (size_t i = 0; i < sizeof guard; i++) {

@@ -215,16 +215,17 @@ void write_tokenizer(const char *folder)
         json_array_append_new(list, json_pack("[s,s]", merges[i][0], merges[i][1]));
     }
     for (size_t i = 0; i < 3; i++)
-        json_array_append_new(added, json_pack("{s:i,s:s,s:b,s:b,s:b,s:b,s:b}", "id", id++, "content", controls[i],
-                                               "single_word", 0, "lstrip", 0, "rstrip", 0, "normalized", 0, "special", 1));
+        json_array_append_new(added,
+                              json_pack("{s:i,s:s,s:b,s:b,s:b,s:b,s:b}", "id", id++, "content", controls[i],
+                                        "single_word", 0, "lstrip", 0, "rstrip", 0, "normalized", 0, "special", 1));
     assert_int_equal(id, TOKENIZER_IDS);
-    json_t *root = json_pack("{s:s,s:n,s:n,s:o,s:n,s:{s:s,s:b,s:b,s:b},s:n,s:{s:s,s:b,s:b,s:b},s:{s:s,s:n,s:n,s:s,s:s,s:b,s:b,s:o,s:o}}",
-                             "version", "1.0", "truncation", "padding", "added_tokens", added, "normalizer",
-                             "pre_tokenizer", "type", "ByteLevel", "add_prefix_space", 0, "trim_offsets", 1, "use_regex", 1,
-                             "post_processor", "decoder", "type", "ByteLevel", "add_prefix_space", 1, "trim_offsets", 1,
-                             "use_regex", 1, "model", "type", "BPE", "dropout", "unk_token",
-                             "continuing_subword_prefix", "", "end_of_word_suffix", "", "fuse_unk", 0, "byte_fallback", 0,
-                             "vocab", vocab, "merges", list);
+    json_t *root = json_pack(
+        "{s:s,s:n,s:n,s:o,s:n,s:{s:s,s:b,s:b,s:b},s:n,s:{s:s,s:b,s:b,s:b},s:{s:s,s:n,s:n,s:s,s:s,s:b,s:b,s:o,s:o}}",
+        "version", "1.0", "truncation", "padding", "added_tokens", added, "normalizer", "pre_tokenizer", "type",
+        "ByteLevel", "add_prefix_space", 0, "trim_offsets", 1, "use_regex", 1, "post_processor", "decoder", "type",
+        "ByteLevel", "add_prefix_space", 1, "trim_offsets", 1, "use_regex", 1, "model", "type", "BPE", "dropout",
+        "unk_token", "continuing_subword_prefix", "", "end_of_word_suffix", "", "fuse_unk", 0, "byte_fallback", 0,
+        "vocab", vocab, "merges", list);
     assert_non_null(root);
     assert_int_equal(json_dump_file(root, in_folder(folder, "tokenizer.json"), JSON_COMPACT), 0);
     json_decref(root);

@@ -71,7 +71,8 @@ static void write_golden(const fixture *f)
     int weights = file_set_find(&set, "model.safetensors");
     st_split(set.data[weights], set.size[weights], &parts);
     json_t *offsets = json_object_get(json_object_get(parts.header, "input_proj.weight"), "data_offsets");
-    memcpy(parts.data + json_integer_value(json_array_get(offsets, 0)), fixture_get(f, "ad_w", "F32", NULL), 32 * 64 * 4);
+    memcpy(parts.data + json_integer_value(json_array_get(offsets, 0)), fixture_get(f, "ad_w", "F32", NULL),
+           32 * 64 * 4);
     json_object_del(json_object_get(parts.header, "__metadata__"), "bitaxon.checksum");
     st_join(&parts, &set, "model.safetensors");
     file_set_save(&set, in_folder(root, "golden"));
@@ -82,14 +83,17 @@ static void write_golden(const fixture *f)
         adapter.data = malloc(adapter.data_bytes);
         memcpy(adapter.data, fixture_get(f, "ad_a", "F32", NULL), 1024);
         memcpy(adapter.data + 1024, fixture_get(f, "ad_b", "F32", NULL), 512);
-        json_object_set_new(adapter.header, "input_proj.lora_a",
-                            json_pack("{s:s, s:[i,i], s:[i,i]}", "dtype", "F32", "shape", 64, 4, "data_offsets", 0, 1024));
-        json_object_set_new(adapter.header, "input_proj.lora_b",
-                            json_pack("{s:s, s:[i,i], s:[i,i]}", "dtype", "F32", "shape", 4, 32, "data_offsets", 1024, 1536));
+        json_object_set_new(
+            adapter.header, "input_proj.lora_a",
+            json_pack("{s:s, s:[i,i], s:[i,i]}", "dtype", "F32", "shape", 64, 4, "data_offsets", 0, 1024));
+        json_object_set_new(
+            adapter.header, "input_proj.lora_b",
+            json_pack("{s:s, s:[i,i], s:[i,i]}", "dtype", "F32", "shape", 4, 32, "data_offsets", 1024, 1536));
         if (dora) {
             memcpy(adapter.data + 1536, fixture_get(f, "dora_m", "F32", NULL), 128);
-            json_object_set_new(adapter.header, "input_proj.m",
-                                json_pack("{s:s, s:[i], s:[i,i]}", "dtype", "F32", "shape", 32, "data_offsets", 1536, 1664));
+            json_object_set_new(
+                adapter.header, "input_proj.m",
+                json_pack("{s:s, s:[i], s:[i,i]}", "dtype", "F32", "shape", 32, "data_offsets", 1536, 1664));
         }
         file_set one = { 0 };
         st_join(&adapter, &one, dora ? "dora.safetensors" : "lora.safetensors");
@@ -302,8 +306,14 @@ static void elsewhere(st_parts *p)
     move(p, "layer_9.ssm.in_proj.lora_a", "layer_9.ssm.in_proj.lora_b", "layer_9.ssm.in_proj.m");
 }
 static void router(st_parts *p) { move(p, "layer_1.moe.gate.lora_a", "layer_1.moe.gate.lora_b", "layer_1.moe.gate.m"); }
-static void shape_a(st_parts *p) { json_object_set_new(tensor(p, "input_proj.lora_a"), "shape", json_pack("[i,i]", 16, 24)); }
-static void shape_b(st_parts *p) { json_object_set_new(tensor(p, "input_proj.lora_b"), "shape", json_pack("[i,i]", 12, 32)); }
+static void shape_a(st_parts *p)
+{
+    json_object_set_new(tensor(p, "input_proj.lora_a"), "shape", json_pack("[i,i]", 16, 24));
+}
+static void shape_b(st_parts *p)
+{
+    json_object_set_new(tensor(p, "input_proj.lora_b"), "shape", json_pack("[i,i]", 12, 32));
+}
 static void flat_a(st_parts *p) { json_object_set_new(tensor(p, "input_proj.lora_a"), "shape", json_pack("[i]", 384)); }
 static void flat_m(st_parts *p) { json_object_set_new(tensor(p, "input_proj.m"), "shape", json_pack("[i,i]", 1, 64)); }
 static void ranks(st_parts *p)
@@ -330,16 +340,26 @@ static void test_bad_files(void **state)
         bitaxon_status status;
         const char *part;
     } bad[] = {
-        { no_b, BITAXON_FORMAT, "input_proj has no lora_b" }, { no_a, BITAXON_FORMAT, "input_proj has no lora_a" },
-        { no_m, BITAXON_FORMAT, "input_proj has no m" },      { unknown, BITAXON_FORMAT, "something" },
-        { elsewhere, BITAXON_MISMATCH, "layer_9.ssm" },       { router, BITAXON_MISMATCH, "layer_1.moe.gate" },
-        { shape_a, BITAXON_MISMATCH, "[16, 24]" },            { shape_b, BITAXON_MISMATCH, "[12, 32]" },
-        { flat_a, BITAXON_FORMAT, "two dimensions" },         { flat_m, BITAXON_FORMAT, "one dimension" },
-        { ranks, BITAXON_FORMAT, "rank 12" },                 { integers, BITAXON_UNSUPPORTED, "I32" },
-        { not_finite, BITAXON_FORMAT, "input_proj.lora_b: value 3" }, { endless, BITAXON_FORMAT, "input_proj.m: value 7" },
-        { base, BITAXON_MISMATCH, "00ff" },                   { scale, BITAXON_FORMAT, "2,5" },
-        { no_scale, BITAXON_FORMAT, "inf" },                  { version, BITAXON_UNSUPPORTED, "format_version 2" },
-        { type, BITAXON_FORMAT, "type lora" },                { other_type, BITAXON_UNSUPPORTED, "ia3" },
+        { no_b, BITAXON_FORMAT, "input_proj has no lora_b" },
+        { no_a, BITAXON_FORMAT, "input_proj has no lora_a" },
+        { no_m, BITAXON_FORMAT, "input_proj has no m" },
+        { unknown, BITAXON_FORMAT, "something" },
+        { elsewhere, BITAXON_MISMATCH, "layer_9.ssm" },
+        { router, BITAXON_MISMATCH, "layer_1.moe.gate" },
+        { shape_a, BITAXON_MISMATCH, "[16, 24]" },
+        { shape_b, BITAXON_MISMATCH, "[12, 32]" },
+        { flat_a, BITAXON_FORMAT, "two dimensions" },
+        { flat_m, BITAXON_FORMAT, "one dimension" },
+        { ranks, BITAXON_FORMAT, "rank 12" },
+        { integers, BITAXON_UNSUPPORTED, "I32" },
+        { not_finite, BITAXON_FORMAT, "input_proj.lora_b: value 3" },
+        { endless, BITAXON_FORMAT, "input_proj.m: value 7" },
+        { base, BITAXON_MISMATCH, "00ff" },
+        { scale, BITAXON_FORMAT, "2,5" },
+        { no_scale, BITAXON_FORMAT, "inf" },
+        { version, BITAXON_UNSUPPORTED, "format_version 2" },
+        { type, BITAXON_FORMAT, "type lora" },
+        { other_type, BITAXON_UNSUPPORTED, "ia3" },
         { empty, BITAXON_FORMAT, "" },
     };
     fault_host fault;

@@ -66,7 +66,8 @@ static void test_products(void **state)
                 y[j] = fixture_alloc(TOKENS * bxn_round_up(rows[j], 128) * sizeof(float));
                 one[j] = fixture_alloc(TOKENS * bxn_round_up(rows[j], 128) * sizeof(float));
                 for (uint32_t i = 0; i < count && j < 2; i++) {
-                    fixture_lora_make(&f[i][j], &w[j], ranks[i], 1.5f, (i + j) % 2 == (count == 1 ? tier % 2 : 0), i + 30);
+                    fixture_lora_make(&f[i][j], &w[j], ranks[i], 1.5f, (i + j) % 2 == (count == 1 ? tier % 2 : 0),
+                                      i + 30);
                     loras[i][j] = f[i][j].lora;
                 }
             }
@@ -91,7 +92,9 @@ static void test_products(void **state)
                     for (uint32_t j = 0; j < COUNT; j++) {
                         const size_t ld = bxn_round_up(rows[j], 128);
                         float *out = (threads == 1 ? y : one)[j] + t * ld;
-                        jobs[j] = (bxn_linear_job){ &w[j].w, { .x = x + t * 256, .ldx = 256, .count = piece, .y = out, .ldy = ld } };
+                        jobs[j] =
+                            (bxn_linear_job){ &w[j].w,
+                                              { .x = x + t * 256, .ldx = 256, .count = piece, .y = out, .ldy = ld } };
                     }
                     assert_int_equal(bxn_linear_jobs(&exec, jobs, COUNT), BITAXON_OK);
                     assert_int_equal(ws.taken.inputs, 0);
@@ -148,8 +151,9 @@ static void world_open(world *w, const char *path, uint64_t tier, int32_t accura
                                     .accuracy = accuracy };
     assert_int_equal(bitaxon_model_open(&params, &w->model, &w->error), BITAXON_OK);
     const bxn_model *core = &w->model->core;
-    assert_int_equal(bxn_workspace_create(&w->model->mem, &core->config, 512, bxn_model_tiles(core), RANK, &w->ws, &w->error),
-                     BITAXON_OK);
+    assert_int_equal(
+        bxn_workspace_create(&w->model->mem, &core->config, 512, bxn_model_tiles(core), RANK, &w->ws, &w->error),
+        BITAXON_OK);
     w->exec = (bxn_exec){ .kernels = &core->kernels, .pool = core->pool, .ws = &w->ws, .error = &w->error };
 }
 

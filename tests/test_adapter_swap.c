@@ -115,7 +115,8 @@ static void test_ceiling(void **state)
     before = atomic_load(&model->mem.used);
 
     fault_host_arm(&fault, 1, false);
-    FAILS(OUT_OF_MEMORY, "adapters", (model->mem.limit = 0, bitaxon_session_set_adapters(session, &wide, NULL, 1, &error)));
+    FAILS(OUT_OF_MEMORY, "adapters",
+          (model->mem.limit = 0, bitaxon_session_set_adapters(session, &wide, NULL, 1, &error)));
     fault_host_disarm(&fault);
     assert_int_equal(atomic_load(&model->mem.used), before);
     read_text(session, got);

@@ -132,13 +132,16 @@ static bitaxon_status call_host(const void *host, bitaxon_error *e)
 
 static bitaxon_status call_verify(const void *params, bitaxon_error *e) { return bitaxon_model_verify(params, e); }
 
-static const bitaxon_model_params good_open = { .struct_size = sizeof good_open, .path = "tests/golden/tiny-q4", .threads = 1 };
+static const bitaxon_model_params good_open = { .struct_size = sizeof good_open,
+                                                .path = "tests/golden/tiny-q4",
+                                                .threads = 1 };
 static const bitaxon_cache_params good_cache = { .struct_size = sizeof good_cache, .max_tokens = 10 };
 static const bitaxon_session_params good_session = { .struct_size = sizeof good_session };
 static const bitaxon_sampler_params good_sampler = { .struct_size = sizeof good_sampler };
 static const bitaxon_generate_params good_generate = { .struct_size = sizeof good_generate, .max_tokens = 1 };
 static const bitaxon_host good_host = { .struct_size = sizeof good_host };
-static const bitaxon_convert_params good_convert = { .struct_size = sizeof good_convert, .input = "tests/golden/tiny-q4" };
+static const bitaxon_convert_params good_convert = { .struct_size = sizeof good_convert,
+                                                     .input = "tests/golden/tiny-q4" };
 
 static const struct {
     const char *name;
@@ -202,7 +205,10 @@ static void test_struct_sizes(void **state)
 
 typedef bitaxon_status (*result_call)(void *out, bitaxon_error *e);
 
-static bitaxon_status fill_estimate(void *out, bitaxon_error *e) { return bitaxon_model_estimate(&good_open, NULL, out, e); }
+static bitaxon_status fill_estimate(void *out, bitaxon_error *e)
+{
+    return bitaxon_model_estimate(&good_open, NULL, out, e);
+}
 static bitaxon_status fill_tensor(void *out, bitaxon_error *e) { return bitaxon_model_tensor_info(model, 0, out, e); }
 static bitaxon_status fill_stats(void *out, bitaxon_error *e) { return bitaxon_session_stats(session, out, e); }
 
@@ -318,7 +324,8 @@ static void test_models(void **state)
     bitaxon_host half = { .struct_size = sizeof half, .alloc = some_alloc };
     OPEN(INVALID_ARGUMENT, .path = path, .host = &half);
 
-    EDGE(INVALID_ARGUMENT, bitaxon_model_estimate(NULL, NULL, &(bitaxon_estimate){ .struct_size = sizeof(bitaxon_estimate) }, e));
+    EDGE(INVALID_ARGUMENT,
+         bitaxon_model_estimate(NULL, NULL, &(bitaxon_estimate){ .struct_size = sizeof(bitaxon_estimate) }, e));
     EDGE(INVALID_ARGUMENT, bitaxon_model_estimate(&good_open, NULL, NULL, e));
     bitaxon_model_free(NULL);
 
@@ -333,7 +340,8 @@ static void test_models(void **state)
 
     char buffer[600];
     size_t need;
-    static const char *const keys[] = { "rms_norm_eps", "rope_theta", "architecture", "path", "fingerprint", "tokenizer_fingerprint", "tied", "kernels", "accuracy" };
+    static const char *const keys[] = { "rms_norm_eps",          "rope_theta", "architecture", "path",    "fingerprint",
+                                        "tokenizer_fingerprint", "tied",       "kernels",      "accuracy" };
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
         EDGE(LIMIT, bitaxon_model_info_text(model, keys[i], NULL, 0, &need, e));
         size_t bytes = need;
@@ -616,7 +624,8 @@ static void test_generate(void **state)
     GENERATE(OK, .flags = 7, .max_tokens = 3);
 }
 
-/* ---- text ------------------------------------------------------------------------------------------------------------ */
+/* ---- text
+ * ------------------------------------------------------------------------------------------------------------ */
 
 static void test_text(void **state)
 {
@@ -637,7 +646,8 @@ static void test_text(void **state)
     EDGE(LIMIT, bitaxon_model_tokenize(words, "the end", 7, 0, ids, count - 1, &need, e));
     assert_int_equal(ids[0], 0x7E7E7E7E);
     EDGE(OK, bitaxon_model_tokenize(words, "the end", 7, 0, ids, count, &need, e));
-    EDGE(OK, bitaxon_model_tokenize(text_only, "\xff\xfe\0<|im_end|>", 13, BITAXON_TOKENIZE_SPECIAL, ids, 64, &need, e));
+    EDGE(OK,
+         bitaxon_model_tokenize(text_only, "\xff\xfe\0<|im_end|>", 13, BITAXON_TOKENIZE_SPECIAL, ids, 64, &need, e));
     EDGE(OK, bitaxon_model_tokenize(words, "the end", 7, 0, ids, 64, &need, e));
     EDGE(INVALID_ARGUMENT, bitaxon_model_detokenize(NULL, ids, count, 0, buffer, 256, &need, e));
     EDGE(BAD_STATE, bitaxon_model_detokenize(model, ids, count, 0, buffer, 256, &need, e));

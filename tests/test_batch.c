@@ -42,11 +42,18 @@ static bitaxon_session *open_session(bitaxon_model *model, uint32_t i)
         { .struct_size = sizeof *samplers, .temperature = 1.0f, .seed = 11 },
         { .struct_size = sizeof *samplers, .temperature = 0.8f, .top_k = 12, .top_p = 0.9f, .seed = 12 },
         { .struct_size = sizeof *samplers, .repetition_penalty = 1.3f, .repetition_window = 20 },
-        { .struct_size = sizeof *samplers, .temperature = 2.0f, .min_p = 0.05f, .bias = bias, .bias_count = 2, .seed = 13 },
+        { .struct_size = sizeof *samplers,
+          .temperature = 2.0f,
+          .min_p = 0.05f,
+          .bias = bias,
+          .bias_count = 2,
+          .seed = 13 },
     };
     bitaxon_cache_params cache = { .struct_size = sizeof cache, .kv_type = i % 3 == 2 ? BITAXON_KV_F32 : BITAXON_KV_F16,
                                    .max_tokens = 300 + 10 * i, .checkpoint_interval = i % 4 == 1 ? 30 : 0 };
-    bitaxon_session_params params = { .struct_size = sizeof params, .cache_params = &cache, .sampler = &samplers[i % 5] };
+    bitaxon_session_params params = { .struct_size = sizeof params,
+                                      .cache_params = &cache,
+                                      .sampler = &samplers[i % 5] };
     int32_t prompt[PROMPT];
     uint32_t count = 1 + (i * 37u) % PROMPT;
     for (uint32_t t = 0; t < count; t++)
@@ -132,7 +139,9 @@ static void test_clones(void **state)
         OK(bitaxon_cache_clone(bitaxon_session_cache(origin), &clones[i], &error));
         bitaxon_session_params params = { .struct_size = sizeof params, .cache = clones[i] };
         OK(bitaxon_session_create(model, &params, &list[i + 1], &error));
-        bitaxon_sampler_params sampler = { .struct_size = sizeof sampler, .temperature = 1.5f, .seed = 100u + (uint32_t)i };
+        bitaxon_sampler_params sampler = { .struct_size = sizeof sampler,
+                                           .temperature = 1.5f,
+                                           .seed = 100u + (uint32_t)i };
         OK(bitaxon_session_set_sampler(list[i + 1], &sampler, &error));
     }
     int32_t tokens[4], token;

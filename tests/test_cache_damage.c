@@ -48,9 +48,16 @@ static void save_one(const char *path, uint64_t length)
 {
     bitaxon_session *session = new_session(model, BITAXON_KV_F16, 512);
     bitaxon_logit_bias bias[BIASES] = { { 3, 0.5f }, { 9, -INFINITY } };
-    bitaxon_sampler_params sampler = { .struct_size = sizeof sampler, .temperature = 0.75f, .top_k = 9, .top_p = 0.5f,
-                                       .min_p = 0.125f, .repetition_penalty = 1.25f, .repetition_window = 11, .seed = 77,
-                                       .bias = bias, .bias_count = BIASES };
+    bitaxon_sampler_params sampler = { .struct_size = sizeof sampler,
+                                       .temperature = 0.75f,
+                                       .top_k = 9,
+                                       .top_p = 0.5f,
+                                       .min_p = 0.125f,
+                                       .repetition_penalty = 1.25f,
+                                       .repetition_window = 11,
+                                       .seed = 77,
+                                       .bias = bias,
+                                       .bias_count = BIASES };
     OK(bitaxon_session_set_sampler(session, &sampler, &error));
     if (length != 0)
         read_text(session, 5, length);
@@ -162,12 +169,36 @@ static void test_length(void **state)
 /* ---- forged: right checksums ------------------------------------------------------------------ */
 
 /* Offsets in the file (docs/formats.md). */
-enum { AT_VERSION = 8, AT_HEADER_BYTES = 12, AT_FINGERPRINT = 16, AT_KV = 32, AT_VOCAB = 36, AT_STATE = 40, AT_PAGE = 48,
-       AT_LENGTH = 56, AT_FIRST_PAGE = 64, AT_PAGES = 72, AT_BIASES = 76, AT_TOP_K = 80, AT_TEMPERATURE = 84, AT_TOP_P = 88,
-       AT_MIN_P = 92, AT_PENALTY = 96, AT_WINDOW = 100, AT_SEED = 104, AT_HAS_LOGITS = 112, AT_TOKENS = HEADER + 8,
-       AT_ACCURACY = 116, AT_ADAPTERS = 120, AT_RESERVED = 124, AT_WEIGHTS = 128, AT_IDS = 144,
-       AT_PHASES = AT_TOKENS + LENGTH * 4 + 8, PHASE_BYTES = (LENGTH + 63) / 64 * 8,
-       AT_BIAS = AT_PHASES + PHASE_BYTES + 8 };
+enum {
+    AT_VERSION = 8,
+    AT_HEADER_BYTES = 12,
+    AT_FINGERPRINT = 16,
+    AT_KV = 32,
+    AT_VOCAB = 36,
+    AT_STATE = 40,
+    AT_PAGE = 48,
+    AT_LENGTH = 56,
+    AT_FIRST_PAGE = 64,
+    AT_PAGES = 72,
+    AT_BIASES = 76,
+    AT_TOP_K = 80,
+    AT_TEMPERATURE = 84,
+    AT_TOP_P = 88,
+    AT_MIN_P = 92,
+    AT_PENALTY = 96,
+    AT_WINDOW = 100,
+    AT_SEED = 104,
+    AT_HAS_LOGITS = 112,
+    AT_TOKENS = HEADER + 8,
+    AT_ACCURACY = 116,
+    AT_ADAPTERS = 120,
+    AT_RESERVED = 124,
+    AT_WEIGHTS = 128,
+    AT_IDS = 144,
+    AT_PHASES = AT_TOKENS + LENGTH * 4 + 8,
+    PHASE_BYTES = (LENGTH + 63) / 64 * 8,
+    AT_BIAS = AT_PHASES + PHASE_BYTES + 8
+};
 
 static void sum_again(unsigned char *data, size_t at, size_t bytes)
 {
@@ -418,7 +449,8 @@ static void test_full_disk(void **state)
         assert_int_equal(entries(folder), 1);
     }
     signal(SIGXFSZ, SIG_DFL);
-    assert_int_equal(bitaxon_cache_save(bitaxon_session_cache(victim), in_folder(folder, "no/such/place"), &error), BITAXON_IO);
+    assert_int_equal(bitaxon_cache_save(bitaxon_session_cache(victim), in_folder(folder, "no/such/place"), &error),
+                     BITAXON_IO);
     assert_int_equal(bitaxon_cache_save(bitaxon_session_cache(victim), folder, &error), BITAXON_IO);
     assert_int_equal(bitaxon_cache_save(bitaxon_session_cache(victim), "", &error), BITAXON_IO);
     if (geteuid() == 0) {

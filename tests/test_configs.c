@@ -31,12 +31,17 @@ static void run(const char *name, uint64_t tier, uint32_t flags)
     size_t length, size;
     const void *raw_ids = fixture_get(&f, "ids", "I32", &length), *raw = fixture_get(&f, "logits", "F32", &size);
     int32_t *ids = malloc(length * sizeof *ids);
-    float *want = malloc(size * sizeof *want), *got = malloc(size * sizeof *got), *pieces = malloc(size * sizeof *pieces);
+    float *want = malloc(size * sizeof *want), *got = malloc(size * sizeof *got),
+          *pieces = malloc(size * sizeof *pieces);
     memcpy(ids, raw_ids, length * sizeof *ids);
     memcpy(want, raw, size * sizeof *want);
     size_t vocab = size / length;
 
-    bitaxon_model_params params = { .struct_size = sizeof params, .path = path, .threads = 2, .cpu_mask = tier, .flags = flags,
+    bitaxon_model_params params = { .struct_size = sizeof params,
+                                    .path = path,
+                                    .threads = 2,
+                                    .cpu_mask = tier,
+                                    .flags = flags,
                                     .accuracy = BITAXON_ACCURACY_EXACT };
     bitaxon_cache_params cache = { .struct_size = sizeof cache, .kv_type = BITAXON_KV_F32 };
     bitaxon_session_params sp = { .struct_size = sizeof sp, .cache_params = &cache };
@@ -52,7 +57,8 @@ static void run(const char *name, uint64_t tier, uint32_t flags)
         worst = e <= worst ? worst : isnan(e) ? INFINITY : e;
         largest = fmax(largest, fabs((double)want[i]));
     }
-    print_message("%s, features %llx, flags %u: max error %.3g of %.3g\n", name, (unsigned long long)tier, flags, worst, largest);
+    print_message("%s, features %llx, flags %u: max error %.3g of %.3g\n", name, (unsigned long long)tier, flags, worst,
+                  largest);
     assert_true(worst <= 1e-5 * largest);
 
     bitaxon_cache_reset(bitaxon_session_cache(session));

@@ -81,8 +81,9 @@ static void gives(const char *record, options o, const char *first, const char *
 static void test_messages(void **state)
 {
     (void)state;
-    gives(TWO_TURNS, (options){0},
-          TURN("system", "Be kind.") TURN("user", "One?") ANSWER("First.") TURN("user", "Two?") ANSWER("Second."), NULL);
+    gives(TWO_TURNS, (options){ 0 },
+          TURN("system", "Be kind.") TURN("user", "One?") ANSWER("First.") TURN("user", "Two?") ANSWER("Second."),
+          NULL);
     gives(TWO_TURNS, (options){.mask = BXN_MASK_REFERENCE},
           TURN("system", "Be kind.") TURN("user", "One?") OPEN TURN("assistant", "First.") CLOSE TURN("user", "Two?")
               OPEN TURN("assistant", "Second.") "<|im_end|>" CLOSE,
@@ -96,8 +97,9 @@ static void test_messages(void **state)
           (options){.mask = BXN_MASK_REFERENCE},
           OPEN TURN("assistant", "Hi") CLOSE TURN("user", "") "<|im_end|>", NULL);
     /* An empty answer is one that ends; another role is kept as it is; more keys do not matter. */
-    gives("{\"id\":7,\"messages\":[{\"role\":\"tool\",\"content\":\"3\",\"x\":null},{\"role\":\"assistant\",\"content\":\"\"}]}",
-          (options){0}, TURN("tool", "3") ANSWER(""), NULL);
+    gives("{\"id\":7,\"messages\":[{\"role\":\"tool\",\"content\":\"3\",\"x\":null},{\"role\":\"assistant\","
+          "\"content\":\"\"}]}",
+          (options){ 0 }, TURN("tool", "3") ANSWER(""), NULL);
     /* Control tokens in a text stay text: they are no end of a turn. */
     bxn_dataset *d = open_text("inject.jsonl",
                                "{\"messages\":[{\"role\":\"user\",\"content\":\"<|im_end|>\"},"
@@ -121,26 +123,33 @@ static void test_conversations(void **state)
 {
     (void)state;
     const char *wanted = TURN("system", "S") TURN("user", "Q") ANSWER("A") TURN("tool", "T");
-    gives("{\"system_prompt\":\"S\",\"conversations\":[{\"from\":\"human\",\"value\":\"Q\"},{\"from\":\"gpt\",\"value\":\"A\"},"
+    gives("{\"system_prompt\":\"S\",\"conversations\":[{\"from\":\"human\",\"value\":\"Q\"},{\"from\":\"gpt\","
+          "\"value\":\"A\"},"
           "{\"from\":\"tool\",\"value\":\"T\"}]}",
-          (options){0}, wanted, NULL);
+          (options){ 0 }, wanted, NULL);
     gives("{\"conversations\":[{\"from\":\"system\",\"value\":\"S\"},{\"from\":\"user\",\"value\":\"Q\"},"
           "{\"from\":\"assistant\",\"value\":\"A\"},{\"from\":\"tool\",\"value\":\"T\"}]}",
           (options){0}, wanted, NULL);
-    gives("{\"system_prompt\":null,\"conversations\":[{\"from\":\"gpt\",\"value\":\"A\"}]}", (options){0}, ANSWER("A"), NULL);
-    gives("{\"system_prompt\":\"\",\"conversations\":[{\"from\":\"gpt\",\"value\":\"A\"}]}", (options){0}, ANSWER("A"), NULL);
+    gives("{\"system_prompt\":null,\"conversations\":[{\"from\":\"gpt\",\"value\":\"A\"}]}", (options){ 0 },
+          ANSWER("A"), NULL);
+    gives("{\"system_prompt\":\"\",\"conversations\":[{\"from\":\"gpt\",\"value\":\"A\"}]}", (options){ 0 },
+          ANSWER("A"), NULL);
     /* messages wins */
-    gives("{\"conversations\":[{\"from\":\"gpt\",\"value\":\"no\"}],\"messages\":[{\"role\":\"assistant\",\"content\":\"yes\"}]}",
-          (options){0}, ANSWER("yes"), NULL);
+    gives("{\"conversations\":[{\"from\":\"gpt\",\"value\":\"no\"}],\"messages\":[{\"role\":\"assistant\",\"content\":"
+          "\"yes\"}]}",
+          (options){ 0 }, ANSWER("yes"), NULL);
 }
 
 static void test_other_shapes(void **state)
 {
     (void)state;
-    gives("{\"instruction\":\"Add.\",\"input\":\"1 2\",\"output\":\"3\"}", (options){0}, TURN("user", "Add.\n\n1 2") ANSWER("3"), NULL);
-    gives("{\"instruction\":\"Add.\",\"input\":\"\",\"output\":\"3\"}", (options){0}, TURN("user", "Add.") ANSWER("3"), NULL);
+    gives("{\"instruction\":\"Add.\",\"input\":\"1 2\",\"output\":\"3\"}", (options){ 0 },
+          TURN("user", "Add.\n\n1 2") ANSWER("3"), NULL);
+    gives("{\"instruction\":\"Add.\",\"input\":\"\",\"output\":\"3\"}", (options){ 0 },
+          TURN("user", "Add.") ANSWER("3"), NULL);
     gives("{\"instruction\":\"Add.\",\"output\":\"3\"}", (options){0}, TURN("user", "Add.") ANSWER("3"), NULL);
-    gives("{\"prompt\":\"The sky is\",\"completion\":\" blue\"}", (options){0}, "The sky is" OPEN " blue<|endoftext|>" CLOSE, NULL);
+    gives("{\"prompt\":\"The sky is\",\"completion\":\" blue\"}", (options){ 0 },
+          "The sky is" OPEN " blue<|endoftext|>" CLOSE, NULL);
     gives("{\"prompt\":\"The sky is\",\"completion\":\" blue\"}", (options){.mask = BXN_MASK_ALL},
           OPEN "The sky is blue<|endoftext|>" CLOSE, NULL);
     gives("{\"text\":\"A story.\"}", (options){0}, OPEN "A story.<|endoftext|>" CLOSE, NULL);
@@ -153,7 +162,8 @@ static void test_pairs(void **state)
     const char *strings = "{\"prompt\":\"Q\",\"chosen\":\"good\",\"rejected\":\"bad\"}";
     gives(strings, orpo, TURN("user", "Q") ANSWER("good"), TURN("user", "Q") ANSWER("bad"));
     gives("{\"prompt\":[{\"role\":\"user\",\"content\":\"Q\"},{\"role\":\"assistant\",\"content\":\"A\"},"
-          "{\"role\":\"user\",\"content\":\"R\"}],\"chosen\":[{\"role\":\"assistant\",\"content\":\"good\"}],\"rejected\":\"bad\"}",
+          "{\"role\":\"user\",\"content\":\"R\"}],\"chosen\":[{\"role\":\"assistant\",\"content\":\"good\"}],"
+          "\"rejected\":\"bad\"}",
           orpo, TURN("user", "Q") TURN("assistant", "A") TURN("user", "R") ANSWER("good"),
           TURN("user", "Q") TURN("assistant", "A") TURN("user", "R") ANSWER("bad"));
     gives(strings, (options){.objective = BXN_OBJECTIVE_ORPO, .mask = BXN_MASK_REFERENCE},
@@ -163,7 +173,8 @@ static void test_pairs(void **state)
     bxn_dataset_facts facts = facts_of(d);
     assert_int_equal(facts.tokens, d->entries[0].count[0] + d->entries[0].count[1]);
     bxn_dataset_free(d);
-    fails("pair.jsonl", "{\"prompt\":\"Q\",\"chosen\":\"a\"}", 27, (options){.objective = BXN_OBJECTIVE_ORPO, .strict = true}, BITAXON_FORMAT, "\"rejected\" is missing");
+    fails("pair.jsonl", "{\"prompt\":\"Q\",\"chosen\":\"a\"}", 27,
+          (options){ .objective = BXN_OBJECTIVE_ORPO, .strict = true }, BITAXON_FORMAT, "\"rejected\" is missing");
     fails("plain.txt", "text", 4, orpo, BITAXON_FORMAT, "no pairs");
 }
 
@@ -299,7 +310,8 @@ static void test_texts(void **state)
         assert_int_equal(bxn_normalize(&mem, BXN_NFC, plain, bytes, &normal, NULL, 0, &changed, &error), BITAXON_OK);
         assert_true(changed);
         write_file("plain.txt", plain, bytes);
-        assert_int_equal(try_open(in_folder(folder, "plain.txt"), (options){.max_tokens = sizes[i][0]}, &d), BITAXON_OK);
+        assert_int_equal(try_open(in_folder(folder, "plain.txt"), (options){ .max_tokens = sizes[i][0] }, &d),
+                         BITAXON_OK);
         check_documents(d, normal.data, normal.count, sizes[i][0]);
         assert_int_equal(facts_of(d).cut, 0);
         bxn_dataset_free(d);
@@ -341,46 +353,51 @@ static void test_bad_records(void **state)
         const char *record, *reason;
         bxn_objective objective;
     } table[] = {
-        {"{", "record: line 1, column", 0},
-        {"nonsense", "record: line 1", 0},
-        {"3", "record: ", 0},
-        {"\"text\"", "record: ", 0},
-        {"{\"text\":\"a\",\"text\":\"b\"}", "duplicate", 0},
-        {"{\"text\":\"\xFF\"}", "record: line 1", 0},
-        {"{\"text\":\"\\u0000\"}", "record: line 1", 0},
-        {"{\"text\":3}", "\"text\" is not a string", 0},
-        {"{}", "no key tells the shape", 0},
-        {"{\"txt\":\"a\"}", "\"conversations\"", 0},
-        {"{\"messages\":null}", "\"messages\"", 0},
-        {"{\"messages\":{}}", "\"messages\" is not a list", 0},
-        {"{\"messages\":[]}", "\"messages\" is not a list of messages, or an empty one", 0},
-        {"{\"messages\":[1]}", "\"messages\" has an entry that is not an object", 0},
-        {"{\"messages\":[{\"content\":\"a\"}]}", "\"role\" is missing", 0},
-        {"{\"messages\":[{\"role\":\"user\"}]}", "\"content\" is missing", 0},
-        {"{\"messages\":[{\"role\":\"user\",\"content\":null}]}", "\"content\" is not a string", 0},
-        {"{\"conversations\":[]}", "\"conversations\"", 0},
-        {"{\"conversations\":[[]]}", "\"conversations\" has an entry", 0},
-        {"{\"conversations\":[{\"from\":1,\"value\":\"\"}]}", "\"from\" is not a string", 0},
-        {"{\"conversations\":[{\"from\":\"gpt\"}]}", "\"value\" is missing", 0},
-        {"{\"system_prompt\":1,\"conversations\":[{\"from\":\"gpt\",\"value\":\"\"}]}", "\"system_prompt\" is not a string", 0},
-        {"{\"instruction\":1,\"output\":\"\"}", "\"instruction\" is not a string", 0},
-        {"{\"instruction\":\"a\"}", "\"output\" is missing", 0},
-        {"{\"instruction\":\"a\",\"input\":1,\"output\":\"\"}", "\"input\" is not a string", 0},
-        {"{\"completion\":\"a\"}", "\"prompt\" is missing", 0},
-        {"{\"completion\":1,\"prompt\":\"a\"}", "\"completion\" is not a string", 0},
-        {"{\"prompt\":\"a\",\"chosen\":\"b\",\"rejected\":\"c\"}", "is for ORPO", 0},
-        {"{\"text\":\"a\"}", "\"prompt\" is missing", BXN_OBJECTIVE_ORPO},
-        {"{\"prompt\":1,\"chosen\":\"a\",\"rejected\":\"b\"}", "\"prompt\" is neither a string nor a list", BXN_OBJECTIVE_ORPO},
-        {"{\"prompt\":[],\"chosen\":\"a\",\"rejected\":\"b\"}", "\"prompt\" is not a list of messages, or an empty", BXN_OBJECTIVE_ORPO},
-        {"{\"prompt\":\"p\",\"chosen\":{},\"rejected\":\"b\"}", "\"chosen\" is neither", BXN_OBJECTIVE_ORPO},
-        {"{\"prompt\":\"p\",\"chosen\":\"a\",\"rejected\":[{\"role\":\"user\"}]}", "\"content\" is missing", BXN_OBJECTIVE_ORPO},
+        { "{", "record: line 1, column", 0 },
+        { "nonsense", "record: line 1", 0 },
+        { "3", "record: ", 0 },
+        { "\"text\"", "record: ", 0 },
+        { "{\"text\":\"a\",\"text\":\"b\"}", "duplicate", 0 },
+        { "{\"text\":\"\xFF\"}", "record: line 1", 0 },
+        { "{\"text\":\"\\u0000\"}", "record: line 1", 0 },
+        { "{\"text\":3}", "\"text\" is not a string", 0 },
+        { "{}", "no key tells the shape", 0 },
+        { "{\"txt\":\"a\"}", "\"conversations\"", 0 },
+        { "{\"messages\":null}", "\"messages\"", 0 },
+        { "{\"messages\":{}}", "\"messages\" is not a list", 0 },
+        { "{\"messages\":[]}", "\"messages\" is not a list of messages, or an empty one", 0 },
+        { "{\"messages\":[1]}", "\"messages\" has an entry that is not an object", 0 },
+        { "{\"messages\":[{\"content\":\"a\"}]}", "\"role\" is missing", 0 },
+        { "{\"messages\":[{\"role\":\"user\"}]}", "\"content\" is missing", 0 },
+        { "{\"messages\":[{\"role\":\"user\",\"content\":null}]}", "\"content\" is not a string", 0 },
+        { "{\"conversations\":[]}", "\"conversations\"", 0 },
+        { "{\"conversations\":[[]]}", "\"conversations\" has an entry", 0 },
+        { "{\"conversations\":[{\"from\":1,\"value\":\"\"}]}", "\"from\" is not a string", 0 },
+        { "{\"conversations\":[{\"from\":\"gpt\"}]}", "\"value\" is missing", 0 },
+        { "{\"system_prompt\":1,\"conversations\":[{\"from\":\"gpt\",\"value\":\"\"}]}",
+          "\"system_prompt\" is not a string", 0 },
+        { "{\"instruction\":1,\"output\":\"\"}", "\"instruction\" is not a string", 0 },
+        { "{\"instruction\":\"a\"}", "\"output\" is missing", 0 },
+        { "{\"instruction\":\"a\",\"input\":1,\"output\":\"\"}", "\"input\" is not a string", 0 },
+        { "{\"completion\":\"a\"}", "\"prompt\" is missing", 0 },
+        { "{\"completion\":1,\"prompt\":\"a\"}", "\"completion\" is not a string", 0 },
+        { "{\"prompt\":\"a\",\"chosen\":\"b\",\"rejected\":\"c\"}", "is for ORPO", 0 },
+        { "{\"text\":\"a\"}", "\"prompt\" is missing", BXN_OBJECTIVE_ORPO },
+        { "{\"prompt\":1,\"chosen\":\"a\",\"rejected\":\"b\"}", "\"prompt\" is neither a string nor a list",
+          BXN_OBJECTIVE_ORPO },
+        { "{\"prompt\":[],\"chosen\":\"a\",\"rejected\":\"b\"}", "\"prompt\" is not a list of messages, or an empty",
+          BXN_OBJECTIVE_ORPO },
+        { "{\"prompt\":\"p\",\"chosen\":{},\"rejected\":\"b\"}", "\"chosen\" is neither", BXN_OBJECTIVE_ORPO },
+        { "{\"prompt\":\"p\",\"chosen\":\"a\",\"rejected\":[{\"role\":\"user\"}]}", "\"content\" is missing",
+          BXN_OBJECTIVE_ORPO },
     };
     for (size_t i = 0; i < COUNT(table); i++) {
         bool orpo = table[i].objective == BXN_OBJECTIVE_ORPO;
         const char *good = orpo ? "{\"prompt\":\"p\",\"chosen\":\"a\",\"rejected\":\"b\"}" : "{\"text\":\"good text\"}";
         char file[512];
         int n = snprintf(file, sizeof file, "%s\n\n%s\n%s", good, table[i].record, good);
-        fails("bad.jsonl", file, (size_t)n, (options){.objective = table[i].objective, .strict = true}, BITAXON_FORMAT, "line 3: ");
+        fails("bad.jsonl", file, (size_t)n, (options){ .objective = table[i].objective, .strict = true },
+              BITAXON_FORMAT, "line 3: ");
         if (strstr(error.message, table[i].reason) == NULL)
             fail_msg("%s: %s", table[i].record, error.message);
         uint64_t before = fault.log_lines;
@@ -389,8 +406,8 @@ static void test_bad_records(void **state)
         assert_int_equal(facts_of(d).examples, 2);
         assert_int_equal(fault.log_lines - before, 2); /* the line, and the sum */
         bxn_dataset_free(d);
-        fails("bad.jsonl", table[i].record, strlen(table[i].record), (options){.objective = table[i].objective}, BITAXON_FORMAT,
-              "all 1 records are bad, the first: line 1: ");
+        fails("bad.jsonl", table[i].record, strlen(table[i].record), (options){ .objective = table[i].objective },
+              BITAXON_FORMAT, "all 1 records are bad, the first: line 1: ");
     }
 }
 
@@ -415,7 +432,8 @@ static void test_bad_arrays(void **state)
         {"[" G ",}," G "]", "record: ", 2, 1},
     };
     for (size_t i = 0; i < COUNT(table); i++) {
-        fails("array.json", table[i].file, strlen(table[i].file), (options){.strict = true}, BITAXON_FORMAT, table[i].reason);
+        fails("array.json", table[i].file, strlen(table[i].file), (options){ .strict = true }, BITAXON_FORMAT,
+              table[i].reason);
         if (table[i].examples == 0)
             continue;
         bxn_dataset *d = open_text("array.json", table[i].file, (options){0});
@@ -424,7 +442,8 @@ static void test_bad_arrays(void **state)
         bxn_dataset_free(d);
     }
     fails("array.json", "[]", 2, (options){0}, BITAXON_FORMAT, "the file is empty");
-    fails("array.json", "[\n\n" G ",\n 1]", 3 + sizeof G - 1 + 5, (options){.strict = true}, BITAXON_FORMAT, "line 4: ");
+    fails("array.json", "[\n\n" G ",\n 1]", 3 + sizeof G - 1 + 5, (options){ .strict = true }, BITAXON_FORMAT,
+          "line 4: ");
 }
 
 static void test_nothing_counts(void **state)
@@ -433,10 +452,12 @@ static void test_nothing_counts(void **state)
     fails("none.jsonl", "", 0, (options){0}, BITAXON_FORMAT, "the file is empty");
     fails("none.jsonl", " \n\r\n", 4, (options){0}, BITAXON_FORMAT, "the file is empty");
     static const char users[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}\n{\"text\":\"\"}\nx\n";
-    fails("none.jsonl", users, sizeof users - 1, (options){0}, BITAXON_FORMAT, "no token counts: 2 examples have none, 0 lose");
+    fails("none.jsonl", users, sizeof users - 1, (options){ 0 }, BITAXON_FORMAT,
+          "no token counts: 2 examples have none, 0 lose");
     assert_non_null(strstr(error.message, "1 records are bad"));
     static const char late[] = "{\"prompt\":\"one two three four five six seven eight\",\"completion\":\"nine\"}";
-    fails("none.jsonl", late, sizeof late - 1, (options){.max_tokens = 4}, BITAXON_FORMAT, "1 lose theirs by the cut at 4 tokens");
+    fails("none.jsonl", late, sizeof late - 1, (options){ .max_tokens = 4 }, BITAXON_FORMAT,
+          "1 lose theirs by the cut at 4 tokens");
     /* Cut, but something is left; and one that loses all. */
     char two[400];
     snprintf(two, sizeof two, "{\"prompt\":\"a\",\"completion\":\"one two three four five six\"}\n%s\n", late);
@@ -452,8 +473,9 @@ static void test_nothing_counts(void **state)
     assert_int_equal(fault.log_lines - before, 1);
     bxn_dataset_free(d);
     /* A pair of which one side is without a token. */
-    static const char pair[] = "{\"prompt\":\"p\",\"chosen\":\"a\",\"rejected\":\"b\"}\n"
-                               "{\"prompt\":\"p\",\"chosen\":\"a\",\"rejected\":[{\"role\":\"user\",\"content\":\"b\"}]}";
+    static const char pair[] =
+        "{\"prompt\":\"p\",\"chosen\":\"a\",\"rejected\":\"b\"}\n"
+        "{\"prompt\":\"p\",\"chosen\":\"a\",\"rejected\":[{\"role\":\"user\",\"content\":\"b\"}]}";
     d = open_text("pair.jsonl", pair, (options){.objective = BXN_OBJECTIVE_ORPO});
     assert_int_equal(facts_of(d).examples, 1);
     assert_int_equal(facts_of(d).empty, 1);
@@ -472,7 +494,9 @@ static void test_arguments(void **state)
     assert_int_equal(try_open(in_folder(folder, "not-there.jsonl"), (options){0}, &d), BITAXON_IO);
     assert_non_null(strstr(error.message, "not-there.jsonl"));
     assert_int_equal(try_open(folder, (options){0}, &d), BITAXON_IO);
-    const bxn_dataset_params params = {.path = path, .objective = BXN_OBJECTIVE_SFT, .mask = BXN_MASK_ALL, .max_tokens = 9};
+    const bxn_dataset_params params = {
+        .path = path, .objective = BXN_OBJECTIVE_SFT, .mask = BXN_MASK_ALL, .max_tokens = 9
+    };
     assert_int_equal(bxn_dataset_open(&mem, NULL, &params, NULL, &d, &error), BITAXON_BAD_STATE);
     /* Without a chat template messages cannot be read, and no line is to blame. */
     bxn_tokenizer *with = tokenizer;
@@ -495,7 +519,7 @@ static void test_added(void **state)
     assert_int_equal(bxn_dataset_create(&mem, &params, &d, &error), BITAXON_OK);
     assert_int_equal(bxn_dataset_add(d, tokens, (const uint8_t[]){0, 1, 0, 1, 1}, 5, &error), BITAXON_OK); /* cut */
     assert_int_equal(bxn_dataset_add(d, tokens, (const uint8_t[]){0, 0, 0, 0, 1}, 5, &error), BITAXON_OK); /* lost */
-    assert_int_equal(bxn_dataset_add(d, tokens, (const uint8_t[]){1, 0, 0}, 3, &error), BITAXON_OK);       /* no label */
+    assert_int_equal(bxn_dataset_add(d, tokens, (const uint8_t[]){ 1, 0, 0 }, 3, &error), BITAXON_OK); /* no label */
     assert_int_equal(bxn_dataset_add(d, NULL, NULL, 0, &error), BITAXON_OK);
     assert_int_equal(bxn_dataset_add(d, tokens + 2, (const uint8_t[]){0, 2}, 2, &error), BITAXON_OK);
     assert_int_equal(bxn_dataset_add(d, wrong, (const uint8_t[]){1, 1}, 2, &error), BITAXON_INVALID_ARGUMENT);
@@ -549,10 +573,12 @@ static void test_added(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_messages),       cmocka_unit_test(test_conversations), cmocka_unit_test(test_other_shapes),
-        cmocka_unit_test(test_pairs),          cmocka_unit_test(test_frames),        cmocka_unit_test(test_texts),
-        cmocka_unit_test(test_bad_text),       cmocka_unit_test(test_bad_records),   cmocka_unit_test(test_bad_arrays),
-        cmocka_unit_test(test_nothing_counts), cmocka_unit_test(test_arguments),     cmocka_unit_test(test_added),
+        cmocka_unit_test(test_messages),     cmocka_unit_test(test_conversations),
+        cmocka_unit_test(test_other_shapes), cmocka_unit_test(test_pairs),
+        cmocka_unit_test(test_frames),       cmocka_unit_test(test_texts),
+        cmocka_unit_test(test_bad_text),     cmocka_unit_test(test_bad_records),
+        cmocka_unit_test(test_bad_arrays),   cmocka_unit_test(test_nothing_counts),
+        cmocka_unit_test(test_arguments),    cmocka_unit_test(test_added),
     };
     return cmocka_run_group_tests(tests, begin, end);
 }

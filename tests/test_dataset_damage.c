@@ -42,11 +42,13 @@ static void test_hostile(void **state)
     memcpy(file, "{\"messages\":[", 13);
     int64_t before = fault.bytes;
     fault.peak = before;
-    fails("wide.jsonl", file, size, (options){.strict = true}, BITAXON_FORMAT, "values in one record, the limit is 65536");
+    fails("wide.jsonl", file, size, (options){ .strict = true }, BITAXON_FORMAT,
+          "values in one record, the limit is 65536");
     assert_true(fault.peak - before < 2 << 20);
     free(file);
     fails("nul.jsonl", "{\"text\":\"a\0b\"}", 14, (options){.strict = true}, BITAXON_FORMAT, "NUL byte");
-    fails("role.jsonl", "{\"messages\":[{\"role\":\"a\\u0000b\",\"content\":\"\"}]}", 48, (options){.strict = true}, BITAXON_FORMAT, "record: line 1");
+    fails("role.jsonl", "{\"messages\":[{\"role\":\"a\\u0000b\",\"content\":\"\"}]}", 48, (options){ .strict = true },
+          BITAXON_FORMAT, "record: line 1");
 }
 
 static bitaxon_status read_first(const bxn_dataset *d)
@@ -63,7 +65,8 @@ static void test_changed(void **state)
 {
     (void)state;
     static const char *const names[] = {"changed.jsonl", "changed.json", "changed.txt"};
-    static const char *const contents[] = {"{\"text\":\"one two three\"}\n", "[ {\"text\":\"one two three\"} ]", "one two three\n"};
+    static const char *const contents[] = { "{\"text\":\"one two three\"}\n", "[ {\"text\":\"one two three\"} ]",
+                                            "one two three\n" };
     for (int i = 0; i < 3; i++) {
         bxn_dataset *d = open_text(names[i], contents[i], (options){0});
         const char *path = in_folder(folder, names[i]);
@@ -112,7 +115,9 @@ static void test_progress(void **state)
         int left = stop == 2 ? -1 : stop;
         bxn_progress progress = {.fn = count_down, .user = &left};
         bxn_dataset *d = NULL;
-        const bxn_dataset_params params = {.path = path, .objective = BXN_OBJECTIVE_SFT, .mask = BXN_MASK_ALL, .max_tokens = 9};
+        const bxn_dataset_params params = {
+            .path = path, .objective = BXN_OBJECTIVE_SFT, .mask = BXN_MASK_ALL, .max_tokens = 9
+        };
         bitaxon_status status = bxn_dataset_open(&mem, tokenizer, &params, &progress, &d, &error);
         assert_int_equal(progress.total, size);
         if (stop == 2) {
@@ -151,9 +156,10 @@ static bitaxon_status everything(const char *path, bxn_objective objective)
 static void test_memory(void **state)
 {
     (void)state;
-    static const char records[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"b\"}]}\n"
-                                  "{\"instruction\":\"i\",\"input\":\"j\",\"output\":\"o\"}\nbad\n"
-                                  "{\"text\":\"many words that do not fit into the sixteen tokens of one example at all\"}";
+    static const char records[] =
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"b\"}]}\n"
+        "{\"instruction\":\"i\",\"input\":\"j\",\"output\":\"o\"}\nbad\n"
+        "{\"text\":\"many words that do not fit into the sixteen tokens of one example at all\"}";
     static const char pair[] = "[{\"prompt\":\"p\",\"chosen\":\"a\",\"rejected\":\"b\"}]";
     static const char words[] = "many words that do not fit into the sixteen tokens of one example at all";
     static const struct {

@@ -82,8 +82,11 @@ enum { TRIALS = sizeof trials / sizeof trials[0] };
 
 static bitaxon_model_params params_for(const trial *t, fault_host *fault)
 {
-    return (bitaxon_model_params){ .struct_size = sizeof(bitaxon_model_params), .flags = t->flags, .threads = t->threads,
-                                   .path = t->golden ? t->name : in_folder(root, t->name), .host = &fault->host };
+    return (bitaxon_model_params){ .struct_size = sizeof(bitaxon_model_params),
+                                   .flags = t->flags,
+                                   .threads = t->threads,
+                                   .path = t->golden ? t->name : in_folder(root, t->name),
+                                   .host = &fault->host };
 }
 
 static int64_t info(const bitaxon_model *model, const char *key)
@@ -128,7 +131,9 @@ static void test_promises(void **state)
         fault_host fault;
         fault_host_init(&fault);
         bitaxon_model_params params = params_for(t, &fault);
-        bitaxon_cache_params cache = { .struct_size = sizeof cache, .kv_type = t->kv_type, .max_tokens = t->max_tokens };
+        bitaxon_cache_params cache = { .struct_size = sizeof cache,
+                                       .kv_type = t->kv_type,
+                                       .max_tokens = t->max_tokens };
         bitaxon_estimate e = { .struct_size = sizeof e };
         OK(bitaxon_model_estimate(&params, &cache, &e, &error));
         assert_string_equal(fault_host_balance(&fault), "");
@@ -141,7 +146,8 @@ static void test_promises(void **state)
         within(t, "private bytes of the model", e.model_bytes, used);
         if (peak > e.load_peak_bytes || (uint64_t)info(model, "bytes_peak") > e.load_peak_bytes)
             fail_msg("%s (flags %u): load peak: %llu promised, %llu allocated, %lld accounted", t->name, t->flags,
-                     (unsigned long long)e.load_peak_bytes, (unsigned long long)peak, (long long)info(model, "bytes_peak"));
+                     (unsigned long long)e.load_peak_bytes, (unsigned long long)peak,
+                     (long long)info(model, "bytes_peak"));
         if ((uint64_t)info(model, "bytes_peak") < e.load_peak_bytes / 2)
             fail_msg("%s: load peak of %llu promised, %lld accounted", t->name, (unsigned long long)e.load_peak_bytes,
                      (long long)info(model, "bytes_peak"));
@@ -195,7 +201,9 @@ static void test_ceiling(void **state)
         fault_host fault;
         fault_host_init(&fault);
         bitaxon_model_params params = params_for(t, &fault);
-        bitaxon_cache_params cache = { .struct_size = sizeof cache, .kv_type = t->kv_type, .max_tokens = t->max_tokens };
+        bitaxon_cache_params cache = { .struct_size = sizeof cache,
+                                       .kv_type = t->kv_type,
+                                       .max_tokens = t->max_tokens };
         bitaxon_estimate e = { .struct_size = sizeof e };
         OK(bitaxon_model_estimate(&params, &cache, &e, &error));
         uint64_t total = e.model_bytes + e.session_bytes + e.cache_bytes;
@@ -269,8 +277,12 @@ static void test_steady_state(void **state)
         bitaxon_session *session;
         OK(bitaxon_model_open(&params, &model, &error));
         uint64_t vocab = (uint64_t)info(model, "vocab_size"), most = (uint64_t)info(model, "max_seq_len");
-        bitaxon_sampler_params sampler = { .struct_size = sizeof sampler, .temperature = 1.0f, .top_k = 40, .top_p = 0.9f,
-                                           .repetition_penalty = 1.1f, .seed = 3 };
+        bitaxon_sampler_params sampler = { .struct_size = sizeof sampler,
+                                           .temperature = 1.0f,
+                                           .top_k = 40,
+                                           .top_p = 0.9f,
+                                           .repetition_penalty = 1.1f,
+                                           .seed = 3 };
         bitaxon_session_params sp = { .struct_size = sizeof sp, .sampler = &sampler };
         OK(bitaxon_session_create(model, &sp, &session, &error));
         read_tokens(session, 3, vocab);

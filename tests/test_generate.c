@@ -25,8 +25,12 @@ static int setup(void **state)
 {
     (void)state;
     snprintf(directory, sizeof directory, "/tmp/bitaxon-generate-%d", (int)getpid());
-    bitaxon_convert_params make = { .struct_size = sizeof make, .config_json = config, .output = directory, .format = "f32",
-                                    .seed = 11, .tokenizer = "examples/models/tokenizer" };
+    bitaxon_convert_params make = { .struct_size = sizeof make,
+                                    .config_json = config,
+                                    .output = directory,
+                                    .format = "f32",
+                                    .seed = 11,
+                                    .tokenizer = "examples/models/tokenizer" };
     OK(bitaxon_model_new(&make, &error));
     bitaxon_model_params params = { .struct_size = sizeof params, .path = directory, .threads = 2 };
     OK(bitaxon_model_open(&params, &model, &error));
@@ -61,7 +65,11 @@ static bool valid_utf8(const char *s, size_t n)
 {
     for (size_t i = 0; i < n;) {
         unsigned char c = (unsigned char)s[i];
-        size_t length = c < 0x80 ? 1 : c >= 0xC2 && c < 0xE0 ? 2 : c >= 0xE0 && c < 0xF0 ? 3 : c >= 0xF0 && c < 0xF5 ? 4 : 0;
+        size_t length = c < 0x80                ? 1
+                        : c >= 0xC2 && c < 0xE0 ? 2
+                        : c >= 0xE0 && c < 0xF0 ? 3
+                        : c >= 0xF0 && c < 0xF5 ? 4
+                                                : 0;
         if (length == 0 || i + length > n)
             return false;
         for (size_t j = 1; j < length; j++)
@@ -104,7 +112,8 @@ static bitaxon_session *begin(const char *prompt)
     return session;
 }
 
-static bitaxon_status run(bitaxon_session *session, bitaxon_generate_params *p, record *r, bitaxon_generate_result *result)
+static bitaxon_status run(bitaxon_session *session, bitaxon_generate_params *p, record *r,
+                          bitaxon_generate_result *result)
 {
     p->struct_size = sizeof *p;
     p->on_token = on_token;
@@ -134,7 +143,8 @@ static void test_stream(void **state)
     size_t size = 0, need;
     bitaxon_text_stream stream = { .struct_size = sizeof stream };
     for (int i = 0; i <= 100; i++) {
-        OK(bitaxon_text_stream_next(model, &stream, i < 100 ? base.tokens[i] : -1, 0, whole + size, sizeof whole - size, &need, &error));
+        OK(bitaxon_text_stream_next(model, &stream, i < 100 ? base.tokens[i] : -1, 0, whole + size, sizeof whole - size,
+                                    &need, &error));
         size += need;
     }
     assert_int_equal(size, base.size);
@@ -205,7 +215,9 @@ static void test_stop_strings(void **state)
                     found = base.text + i;
             assert_non_null(found);
             bitaxon_session *session = begin(prompt);
-            bitaxon_generate_params p = { .max_tokens = 100, .flags = BITAXON_GENERATE_IGNORE_EOS, .stop = list, .stop_count = 2 };
+            bitaxon_generate_params p = {
+                .max_tokens = 100, .flags = BITAXON_GENERATE_IGNORE_EOS, .stop = list, .stop_count = 2
+            };
             OK(run(session, &p, &r, &result));
             assert_int_equal(result.finish, BITAXON_FINISH_STOP);
             assert_int_equal(result.stop_index, 1);
@@ -222,7 +234,9 @@ static void test_stop_strings(void **state)
     strcpy(almost + 5, "\x7F");
     const char *list[1] = { almost };
     bitaxon_session *session = begin(prompt);
-    bitaxon_generate_params p = { .max_tokens = 100, .flags = BITAXON_GENERATE_IGNORE_EOS, .stop = list, .stop_count = 1 };
+    bitaxon_generate_params p = {
+        .max_tokens = 100, .flags = BITAXON_GENERATE_IGNORE_EOS, .stop = list, .stop_count = 1
+    };
     OK(run(session, &p, &r, &result));
     assert_int_equal(result.finish, BITAXON_FINISH_LENGTH);
     assert_int_equal(r.size, base.size);

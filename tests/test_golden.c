@@ -17,7 +17,15 @@
 
 static const uint64_t tiers[] = TEST_TIERS;
 static const char *const tier_names[] = TEST_TIER_NAMES;
-enum { TIERS = sizeof tiers / sizeof tiers[0], BATCH = 2, LENGTH = 40, VOCAB = 96, DIM = 64, CHANNELS = 128, STATES = 4 };
+enum {
+    TIERS = sizeof tiers / sizeof tiers[0],
+    BATCH = 2,
+    LENGTH = 40,
+    VOCAB = 96,
+    DIM = 64,
+    CHANNELS = 128,
+    STATES = 4
+};
 
 static bool tier_present(int tier)
 {
@@ -120,8 +128,12 @@ static void ops_open(bench_ops *ops, const char *path, int tier)
     memset(ops, 0, sizeof *ops);
     ops->error = (bitaxon_error)BITAXON_ERROR_INIT;
     ops->model = open_model(path, tier);
-    assert_int_equal(bxn_workspace_create(&ops->model->mem, &ops->model->core.config, 256, false, 0, &ops->ws, &ops->error), BITAXON_OK);
-    ops->exec = (bxn_exec){ .kernels = &ops->model->core.kernels, .pool = ops->model->core.pool, .ws = &ops->ws, .error = &ops->error };
+    assert_int_equal(
+        bxn_workspace_create(&ops->model->mem, &ops->model->core.config, 256, false, 0, &ops->ws, &ops->error),
+        BITAXON_OK);
+    ops->exec = (bxn_exec){
+        .kernels = &ops->model->core.kernels, .pool = ops->model->core.pool, .ws = &ops->ws, .error = &ops->error
+    };
 }
 
 static void ops_close(bench_ops *ops)
@@ -134,7 +146,8 @@ static bitaxon_status capture(void *user)
 {
     bench_ops *ops = user;
     for (uint32_t t = 0; t < ops->tokens; t++)
-        memcpy(ops->hidden + ((size_t)ops->captured * LENGTH + t) * DIM, ops->ws.x + t * ops->ws.ld_d, DIM * sizeof(float));
+        memcpy(ops->hidden + ((size_t)ops->captured * LENGTH + t) * DIM, ops->ws.x + t * ops->ws.ld_d,
+               DIM * sizeof(float));
     ops->captured++;
     return BITAXON_OK;
 }
@@ -194,7 +207,8 @@ static void put_rows(const fixture *f, const char *name, int b, uint32_t count, 
         memcpy(rows + t * ld, src + ((size_t)b * count + t) * width, width * sizeof *rows);
 }
 
-static double rows_error(const fixture *f, const char *name, int b, uint32_t count, size_t width, const float *rows, size_t ld)
+static double rows_error(const fixture *f, const char *name, int b, uint32_t count, size_t width, const float *rows,
+                         size_t ld)
 {
     const float *src = fixture_get(f, name, "F32", NULL);
     double worst = 0;
@@ -237,13 +251,17 @@ static void test_ssm_block(void **state)
             for (int i = 0; i < 3; i++)
                 assert_int_equal(bxn_state_create(&ops.model->mem, core, &s[i], NULL), BITAXON_OK);
             put_rows(&f, "ssm_in", b, 20, DIM, ops.ws.n, ops.ws.ld_d);
-            assert_int_equal(bxn_ssm_forward(&ops.exec, ssm, 20, &(bxn_segment){ 0, 20, 0, s[0]->scan, s[1]->scan, NULL }, 1), BITAXON_OK);
+            assert_int_equal(
+                bxn_ssm_forward(&ops.exec, ssm, 20, &(bxn_segment){ 0, 20, 0, s[0]->scan, s[1]->scan, NULL }, 1),
+                BITAXON_OK);
             double out = rows_error(&f, "ssm_out", b, 20, DIM, ops.ws.r, ops.ws.ld_d);
             double h = state_error(&f, "ssm_state", b, s[1]->scan);
             double tail = rows_error(&f, "ssm_conv_cache", b, 3, CHANNELS, s[1]->scan + CHANNELS * STATES, CHANNELS);
             /* one more step with the first input again */
             put_rows(&f, "ssm_in", b, 20, DIM, ops.ws.n, ops.ws.ld_d);
-            assert_int_equal(bxn_ssm_forward(&ops.exec, ssm, 1, &(bxn_segment){ 0, 1, 20, s[1]->scan, s[2]->scan, NULL }, 1), BITAXON_OK);
+            assert_int_equal(
+                bxn_ssm_forward(&ops.exec, ssm, 1, &(bxn_segment){ 0, 1, 20, s[1]->scan, s[2]->scan, NULL }, 1),
+                BITAXON_OK);
             double step = rows_error(&f, "ssm_step_out", b, 1, DIM, ops.ws.r, ops.ws.ld_d);
             double step_h = state_error(&f, "ssm_step_state", b, s[2]->scan);
             print_message("ssm, tier %s: out %.3g, state %.3g, tail %.3g; step: out %.3g, state %.3g\n",

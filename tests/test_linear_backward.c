@@ -387,7 +387,8 @@ static void test_gains(void **state)
             check_samples(&l, "dA with norms", l.grads[1].a, NULL, l.a64, c.rank, c.cols, l.ldx, true);
             check_samples(&l, "dB with norms", l.grads[1].b, NULL, l.b64, c.rank, c.rows, l.ldy, true);
             float again[64];
-            assert_int_equal(bxn_dora_gains(&world.pass, &l.weight.w, lora, norm2, again, wa, NULL, NULL, NULL), BITAXON_OK);
+            assert_int_equal(bxn_dora_gains(&world.pass, &l.weight.w, lora, norm2, again, wa, NULL, NULL, NULL),
+                             BITAXON_OK);
             assert_memory_equal(again, gain, c.rows * sizeof *gain);
             free(wa);
             fixture_world_close(&world);
@@ -412,7 +413,8 @@ static void test_no_norm(void **state)
     float norm2[20], *gain = l.lora.gain, wa[3 * 128];
     assert_int_equal(bxn_weight_norms(&world.pass.exec, &l.weight.w, norm2), BITAXON_OK);
     assert_true(norm2[5] == 0.0f);
-    assert_int_equal(bxn_dora_gains(&world.pass, &l.weight.w, &l.loras[1], norm2, gain, wa, NULL, NULL, NULL), BITAXON_OK);
+    assert_int_equal(bxn_dora_gains(&world.pass, &l.weight.w, &l.loras[1], norm2, gain, wa, NULL, NULL, NULL),
+                     BITAXON_OK);
     assert_true(gain[5] == 0.0f);
     forward_backward(&l, &world, false);
     assert_int_equal(bxn_dora_gains(&world.pass, &l.weight.w, &l.loras[1], norm2, gain, wa, l.grads[1].m, l.grads[1].a,
@@ -462,7 +464,8 @@ static void test_norm(void **state)
                 fixture_world_open(&world, bxn_cpu_detect(), threads, 0);
                 memcpy(dx, before, bytes);
                 memset(dw, 0, ld * 4);
-                assert_int_equal(bxn_norm_backward(&world.pass, x, ld, w, dim, 1e-3f, dy, ld, rows, dx, ld, dw), BITAXON_OK);
+                assert_int_equal(bxn_norm_backward(&world.pass, x, ld, w, dim, 1e-3f, dy, ld, rows, dx, ld, dw),
+                                 BITAXON_OK);
                 if (threads == 1) {
                     memcpy(first, dx, bytes);
                     memcpy(first + rows * ld, dw, ld * 4);
@@ -470,7 +473,8 @@ static void test_norm(void **state)
                 assert_memory_equal(dx, first, bytes);
                 assert_memory_equal(dw, first + rows * ld, ld * 4);
                 memcpy(dx, before, bytes); /* and without that of w */
-                assert_int_equal(bxn_norm_backward(&world.pass, x, ld, w, dim, 1e-3f, dy, ld, rows, dx, ld, NULL), BITAXON_OK);
+                assert_int_equal(bxn_norm_backward(&world.pass, x, ld, w, dim, 1e-3f, dy, ld, rows, dx, ld, NULL),
+                                 BITAXON_OK);
                 assert_memory_equal(dx, first, bytes);
                 fixture_world_close(&world);
             }

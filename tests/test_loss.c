@@ -332,7 +332,8 @@ static void test_errors(void **state)
     world w;
     world_open(&w, 37, 12, 20, bxn_cpu_detect(), 2);
     w.labels[13] = 37;
-    assert_int_equal(bxn_loss_logprobs(&w.pass, &w.model, w.h, w.ld, w.labels, w.rows, w.logp), BITAXON_INVALID_ARGUMENT);
+    assert_int_equal(bxn_loss_logprobs(&w.pass, &w.model, w.h, w.ld, w.labels, w.rows, w.logp),
+                     BITAXON_INVALID_ARGUMENT);
     assert_non_null(strstr(w.error.message, "label 37 of row 13"));
     w.labels[13] = 36;
     atomic_int cancel = 1;

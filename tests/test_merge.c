@@ -142,9 +142,9 @@ static void test_quantised(void **state)
         const char *path, *format, *text;
         double bound; /* of the distance moved, root mean square */
     } all[] = {
-        { Q4, NULL, "affine4 g64", 0.5 },        { nf4, NULL, "nf4 g64", 0.6 },    { affine8, NULL, "affine8 g64", 0.06 },
-        { Q4, "f32", "F32", 1e-4 },              { nf4, "f32", "F32", 1e-4 },      { Q4, "affine8", "affine8 g64", 0.06 },
-        { FP32, "nf4", "nf4 g64", 0.6 },         { FP32, "f16", "F16", 2e-3 },
+        { Q4, NULL, "affine4 g64", 0.5 }, { nf4, NULL, "nf4 g64", 0.6 }, { affine8, NULL, "affine8 g64", 0.06 },
+        { Q4, "f32", "F32", 1e-4 },       { nf4, "f32", "F32", 1e-4 },   { Q4, "affine8", "affine8 g64", 0.06 },
+        { FP32, "nf4", "nf4 g64", 0.6 },  { FP32, "f16", "F16", 2e-3 },
     };
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
         reports seen = { 0 };

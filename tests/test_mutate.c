@@ -148,13 +148,16 @@ static void test_header_numbers(void **state)
                         st_join(&b.parts, &b.set, WEIGHTS);
                         bitaxon_status status = try_model(&b.set, 0);
                         bool same = json_equal(changed, entry);
-                        json_array_set(json_object_get(changed, name), i, json_array_get(json_object_get(entry, name), i));
+                        json_array_set(json_object_get(changed, name), i,
+                                       json_array_get(json_object_get(entry, name), i));
                         tried++;
                         opened += status == BITAXON_OK;
                         if (status == BITAXON_OK && !same)
-                            fail_msg("%s: %s of %s: entry %zu is %s, and it opens", models[m], name, key, i, numbers[v]);
+                            fail_msg("%s: %s of %s: entry %zu is %s, and it opens", models[m], name, key, i,
+                                     numbers[v]);
                         if (status != BITAXON_OK && strstr(error.message, key) == NULL)
-                            fail_msg("%s of %s: entry %zu is %s: not named in: %s", name, key, i, numbers[v], error.message);
+                            fail_msg("%s of %s: entry %zu is %s: not named in: %s", name, key, i, numbers[v],
+                                     error.message);
                     }
             }
         }
@@ -223,8 +226,20 @@ static void test_header_values(void **state)
 static void test_frame(void **state)
 {
     (void)state;
-    static const uint64_t lengths[] = { 0, 1, 2, 7, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x100000000,
-                                        0x7FFFFFFFFFFFFFFF, 0x8000000000000000, 0xFFFFFFFFFFFFFFF7, 0xFFFFFFFFFFFFFFFF };
+    static const uint64_t lengths[] = { 0,
+                                        1,
+                                        2,
+                                        7,
+                                        0xFF,
+                                        0xFFFF,
+                                        0x7FFFFFFF,
+                                        0x80000000,
+                                        0xFFFFFFFF,
+                                        0x100000000,
+                                        0x7FFFFFFFFFFFFFFF,
+                                        0x8000000000000000,
+                                        0xFFFFFFFFFFFFFFF7,
+                                        0xFFFFFFFFFFFFFFFF };
     bench b;
     bench_open(&b, models[1]);
     int at = file_set_find(&b.set, WEIGHTS);
@@ -297,14 +312,17 @@ static void test_each_tensor(void **state)
             json_t *changed = json_object_get(b.parts.header, key), *shape = json_object_get(changed, "shape");
             json_t *offsets = json_object_get(changed, "data_offsets");
             size_t rank = json_array_size(shape);
-            json_int_t first = json_integer_value(json_array_get(shape, 0)), last = json_integer_value(json_array_get(shape, rank - 1));
-            bool vector = strstr(key, "norm") != NULL || strstr(key, ".bias") != NULL || strstr(key, "conv1d") != NULL ||
-                          strstr(key, "A_log") != NULL || strstr(key, ".D") != NULL || strstr(key, "dt_proj") != NULL;
+            json_int_t first = json_integer_value(json_array_get(shape, 0)),
+                       last = json_integer_value(json_array_get(shape, rank - 1));
+            bool vector = strstr(key, "norm") != NULL || strstr(key, ".bias") != NULL ||
+                          strstr(key, "conv1d") != NULL || strstr(key, "A_log") != NULL || strstr(key, ".D") != NULL ||
+                          strstr(key, "dt_proj") != NULL;
             if (first % 2 == 0 && !(vector && strstr(key, ".biases") == NULL) && rank > 1) {
                 json_array_set_new(shape, 0, json_integer(first / 2));
                 json_array_set_new(shape, rank - 1, json_integer(last * 2));
             } else if (first % 2 == 0) {
-                json_int_t begin = json_integer_value(json_array_get(offsets, 0)), end = json_integer_value(json_array_get(offsets, 1));
+                json_int_t begin = json_integer_value(json_array_get(offsets, 0)),
+                           end = json_integer_value(json_array_get(offsets, 1));
                 json_array_set_new(shape, 0, json_integer(first / 2));
                 json_array_set_new(offsets, 1, json_integer(begin + (end - begin) / 2));
             } else {
@@ -315,8 +333,14 @@ static void test_each_tensor(void **state)
             json_object_set_new(b.parts.header, key, json_deep_copy(entry));
         }
         /* surplus, of any kind and at any place of the alphabet */
-        static const char *const surplus[] = { "a", "zzz", "layer_9.ssm.D", "layer_0.ssm.D2", "layer_0.ssm", "lm_head.bias",
-                                               "layer_1.attention.q_proj.bias", "embed_tokens.weight.absmax" };
+        static const char *const surplus[] = { "a",
+                                               "zzz",
+                                               "layer_9.ssm.D",
+                                               "layer_0.ssm.D2",
+                                               "layer_0.ssm",
+                                               "lm_head.bias",
+                                               "layer_1.attention.q_proj.bias",
+                                               "embed_tokens.weight.absmax" };
         for (size_t i = 0; i < sizeof surplus / sizeof surplus[0]; i++) {
             json_object_set_new(b.parts.header, surplus[i], json_pack("{s:s,s:[i],s:[i,i]}", "dtype", "U8", "shape", 0,
                                                                      "data_offsets", 0, 0));
@@ -351,7 +375,8 @@ static void test_values(void **state)
             size_t begin = (size_t)json_integer_value(json_array_get(json_object_get(entry, "data_offsets"), 0));
             size_t end = (size_t)json_integer_value(json_array_get(json_object_get(entry, "data_offsets"), 1));
             static const float bad[] = { NAN, INFINITY, -INFINITY, 1e30f };
-            static const uint16_t bad_half[] = { 0x7E00, 0x7C00, 0xFC00, 0x7BFF }, bad_brain[] = { 0x7FC0, 0x7F80, 0xFF80, 0x7149 };
+            static const uint16_t bad_half[] = { 0x7E00, 0x7C00, 0xFC00, 0x7BFF },
+                                  bad_brain[] = { 0x7FC0, 0x7F80, 0xFF80, 0x7149 };
             size_t size = strcmp(dtype, "F32") == 0 ? 4 : 2;
             for (int v = 0; v < (scan ? 4 : 3); v++)
                 for (int place = 0; place < 2; place++) {
@@ -403,12 +428,15 @@ static void put_config(file_set *set, json_t *config)
 static void test_config_keys(void **state)
 {
     (void)state;
-    static const char *const values[] = { "0", "1", "-1", "2", "3", "2147483647", "2147483648", "4294967296",
-                                          "9223372036854775807", "\"text\"", "null", "1e300", "0.5", "[1]", "{}", "true",
-                                          "false", "16777216", "4096" };
+    static const char *const values[] = {
+        "0",        "1",    "-1",    "2",   "3",   "2147483647", "2147483648", "4294967296", "9223372036854775807",
+        "\"text\"", "null", "1e300", "0.5", "[1]", "{}",         "true",       "false",      "16777216",
+        "4096"
+    };
     /* changes that leave the tensors as they are */
-    static const char *const free_keys[] = { "ssm_scan_step", "swa_window_size", "max_seq_len", "moe_top_k", "num_heads",
-                                             "rms_norm_eps", "rope_theta", "weight_tying", "moe_shared_expert" };
+    static const char *const free_keys[] = { "ssm_scan_step", "swa_window_size", "max_seq_len",
+                                             "moe_top_k",     "num_heads",       "rms_norm_eps",
+                                             "rope_theta",    "weight_tying",    "moe_shared_expert" };
     for (int m = 0; m < 2; m++) {
         file_set set;
         file_set_load(&set, models[m]);
@@ -432,14 +460,17 @@ static void test_config_keys(void **state)
                 if (status == BITAXON_OK && !harmless)
                     fail_msg("%s: %s is %s, and it opens", models[m], key, values[v]);
                 if (status != BITAXON_OK && status != BITAXON_FORMAT && status != BITAXON_UNSUPPORTED)
-                    fail_msg("%s: %s is %s: %s: %s", models[m], key, values[v], bitaxon_status_name(status), error.message);
+                    fail_msg("%s: %s is %s: %s: %s", models[m], key, values[v], bitaxon_status_name(status),
+                             error.message);
                 /* a value of the wrong kind or range is named by its key */
-                bool wrong = json_typeof(value) == JSON_INTEGER &&
-                             (values[v][0] == '-' || strcmp(values[v], "0") == 0 || strchr("\"n[{tf", values[v][0]) != NULL ||
-                              strlen(values[v]) > 8 || strchr(values[v], '.') != NULL);
+                bool wrong =
+                    json_typeof(value) == JSON_INTEGER &&
+                    (values[v][0] == '-' || strcmp(values[v], "0") == 0 || strchr("\"n[{tf", values[v][0]) != NULL ||
+                     strlen(values[v]) > 8 || strchr(values[v], '.') != NULL);
                 if (wrong && (status == BITAXON_OK || strstr(error.message, key) == NULL ||
                               strstr(error.message, "config.json") == NULL))
-                    if (!(strcmp(key, "max_seq_len") == 0 || strcmp(key, "ssm_scan_step") == 0) || status != BITAXON_FORMAT)
+                    if (!(strcmp(key, "max_seq_len") == 0 || strcmp(key, "ssm_scan_step") == 0) ||
+                        status != BITAXON_FORMAT)
                         fail_msg("%s is %s: %s: %s", key, values[v], bitaxon_status_name(status), error.message);
             }
         json_decref(good);

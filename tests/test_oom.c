@@ -451,7 +451,9 @@ static bitaxon_status act_score(world *w)
 
 static bitaxon_status convert(world *w, bitaxon_status (*what)(const bitaxon_convert_params *, bitaxon_error *))
 {
-    bitaxon_convert_params params = { .struct_size = sizeof params, .host = &fault.host, .input = w->path, .output = w->file };
+    bitaxon_convert_params params = {
+        .struct_size = sizeof params, .host = &fault.host, .input = w->path, .output = w->file
+    };
     return what(&params, &error);
 }
 
@@ -515,6 +517,7 @@ int main(void)
     struct CMUnitTest tests[COUNT];
     memset(tests, 0, sizeof tests);
     for (int i = 0; i < COUNT; i++)
-        tests[i] = (struct CMUnitTest){ scenarios[i].name, test_scenario, NULL, NULL, (void *)(uintptr_t)&scenarios[i] };
+        tests[i] =
+            (struct CMUnitTest){ scenarios[i].name, test_scenario, NULL, NULL, (void *)(uintptr_t)&scenarios[i] };
     return cmocka_run_group_tests(tests, make_models, remove_models);
 }

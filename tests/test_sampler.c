@@ -87,7 +87,8 @@ static void expected(const rig *r, const bitaxon_sampler_params *p, double proba
     for (int i = 0; i < n; i++)
         total += e[i].weight = exp((e[i].logit - e[0].logit) / (double)p->temperature);
     for (int i = 0; i < n; i++) {
-        if (i > 0 && ((p->top_p > 0 && p->top_p < 1 && before > (double)p->top_p * total) || e[i].weight < (double)p->min_p)) {
+        if (i > 0 &&
+            ((p->top_p > 0 && p->top_p < 1 && before > (double)p->top_p * total) || e[i].weight < (double)p->min_p)) {
             n = i;
             break;
         }

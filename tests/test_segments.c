@@ -57,8 +57,11 @@ static void world_open(world *w, const char *path, uint64_t tier, int32_t accura
                                     .accuracy = accuracy };
     assert_int_equal(bitaxon_model_open(&params, &w->model, &w->error), BITAXON_OK);
     bxn_mem *mem = &w->model->mem;
-    assert_int_equal(bxn_workspace_create(mem, &w->model->core.config, 512, bxn_model_tiles(&w->model->core), 0, &w->ws, &w->error), BITAXON_OK);
-    w->exec = (bxn_exec){ .kernels = &w->model->core.kernels, .pool = w->model->core.pool, .ws = &w->ws, .error = &w->error };
+    assert_int_equal(
+        bxn_workspace_create(mem, &w->model->core.config, 512, bxn_model_tiles(&w->model->core), 0, &w->ws, &w->error),
+        BITAXON_OK);
+    w->exec =
+        (bxn_exec){ .kernels = &w->model->core.kernels, .pool = w->model->core.pool, .ws = &w->ws, .error = &w->error };
     bitaxon_cache_params cache = { .struct_size = sizeof cache, .kv_type = kv, .max_tokens = 512 };
     for (int i = 0; i < SEQUENCES; i++) {
         assert_int_equal(bitaxon_cache_create(w->model, &cache, &w->sequences[i].cache, &w->error), BITAXON_OK);
@@ -196,8 +199,9 @@ static void test_many_picks(void **state)
         const float *got;
         assert_int_equal(bitaxon_session_create(model, NULL, &session, &error), BITAXON_OK);
         for (uint32_t at = 0; at < LENGTH; at += piece)
-            assert_int_equal(bitaxon_session_prefill(session, ids + at, LENGTH - at < piece ? LENGTH - at : piece, &error),
-                             BITAXON_OK);
+            assert_int_equal(
+                bitaxon_session_prefill(session, ids + at, LENGTH - at < piece ? LENGTH - at : piece, &error),
+                BITAXON_OK);
         assert_int_equal(bitaxon_session_logits(session, &got, &error), BITAXON_OK);
         if (piece == LENGTH)
             memcpy(want, got, sizeof want);

@@ -58,7 +58,10 @@ static bool tier_present(int tier)
 
 static bitaxon_model *open_model(int which, int tier, uint32_t threads)
 {
-    bitaxon_model_params params = { .struct_size = sizeof params, .path = paths[which], .threads = threads, .cpu_mask = tiers[tier].mask,
+    bitaxon_model_params params = { .struct_size = sizeof params,
+                                    .path = paths[which],
+                                    .threads = threads,
+                                    .cpu_mask = tiers[tier].mask,
                                     .accuracy = tiers[tier].accuracy };
     bitaxon_model *model;
     OK(bitaxon_model_open(&params, &model, &error));
@@ -88,7 +91,8 @@ static void same_bits(const float *a, const float *b, size_t count, const char *
         return;
     for (size_t i = 0; i < count; i++)
         if (memcmp(a + i, b + i, sizeof *a) != 0)
-            fail_msg("%s: row %zu, token %zu: %.9g is not %.9g", what, i / VOCAB, i % VOCAB, (double)a[i], (double)b[i]);
+            fail_msg("%s: row %zu, token %zu: %.9g is not %.9g", what, i / VOCAB, i % VOCAB, (double)a[i],
+                     (double)b[i]);
 }
 
 static uint32_t dice(uint64_t seed, uint64_t i, uint32_t sides)
@@ -263,7 +267,9 @@ static void test_automatic_checkpoints(void **state)
 {
     (void)state;
     bitaxon_model *model = open_model(0, tier_present(2) ? 2 : 0, 2);
-    bitaxon_cache_params params = { .struct_size = sizeof params, .max_tokens = 4096, .checkpoint_interval = 20, .checkpoint_max = 4 };
+    bitaxon_cache_params params = {
+        .struct_size = sizeof params, .max_tokens = 4096, .checkpoint_interval = 20, .checkpoint_max = 4
+    };
     bitaxon_session_params sp = { .struct_size = sizeof sp, .cache_params = &params };
     bitaxon_session *session;
     OK(bitaxon_session_create(model, &sp, &session, &error));

@@ -58,7 +58,9 @@ static const bitaxon_host host = { .struct_size = sizeof host, .alloc = counted_
 
 static bitaxon_model *open_model(const char *path, uint64_t max_bytes)
 {
-    bitaxon_model_params params = { .struct_size = sizeof params, .path = path, .host = &host, .threads = 2, .max_bytes = max_bytes };
+    bitaxon_model_params params = {
+        .struct_size = sizeof params, .path = path, .host = &host, .threads = 2, .max_bytes = max_bytes
+    };
     bitaxon_model *model;
     OK(bitaxon_model_open(&params, &model, &error));
     return model;
@@ -74,7 +76,8 @@ static void test_fingerprint_knows_the_configuration(void **state)
     bitaxon_convert_params make = { .struct_size = sizeof make, .input = "tests/golden/tiny-q4", .output = packed };
     OK(bitaxon_model_pack(&make, &error));
     snprintf(command, sizeof command,
-             "cp -r %s %s && sed -i 's/\"swa_window_size\": *16/\"swa_window_size\": 8/' %s/config.json && grep -q ': *8,' %s/config.json",
+             "cp -r %s %s && sed -i 's/\"swa_window_size\": *16/\"swa_window_size\": 8/' %s/config.json && grep -q ': "
+             "*8,' %s/config.json",
              packed, other, other, other);
     assert_int_equal(system(command), 0);
     const char *paths[3] = { "tests/golden/tiny-q4", packed, other };
@@ -222,10 +225,14 @@ static void test_many_experts(void **state)
     char path[96];
     snprintf(path, sizeof path, "%s/experts", scratch);
     bitaxon_convert_params make = {
-        .struct_size = sizeof make, .output = path, .format = "f32",
-        .config_json = "{\"vocab_size\": 8, \"hidden_dim\": 1, \"num_layers\": 1, \"num_heads\": 1, \"d_source_model\": 1,"
-                       " \"ssm_d_state\": 1, \"ssm_d_conv\": 1, \"ssm_expand\": 1, \"moe_num_experts\": 2048,"
-                       " \"moe_top_k\": 2048, \"moe_intermediate_dim\": 1, \"max_seq_len\": 64, \"swa_window_size\": 8}" };
+        .struct_size = sizeof make,
+        .output = path,
+        .format = "f32",
+        .config_json =
+            "{\"vocab_size\": 8, \"hidden_dim\": 1, \"num_layers\": 1, \"num_heads\": 1, \"d_source_model\": 1,"
+            " \"ssm_d_state\": 1, \"ssm_d_conv\": 1, \"ssm_expand\": 1, \"moe_num_experts\": 2048,"
+            " \"moe_top_k\": 2048, \"moe_intermediate_dim\": 1, \"max_seq_len\": 64, \"swa_window_size\": 8}"
+    };
     OK(bitaxon_model_new(&make, &error));
     bitaxon_model *model = open_model(path, 0);
     bitaxon_session *session;
@@ -260,7 +267,9 @@ static void test_watched_read(void **state)
     static float logits[2][1000 * 96];
     for (int watched = 0; watched < 2; watched++) {
         watch w = { 0, 0 };
-        bitaxon_session_params sp = { .struct_size = sizeof sp, .progress = watched ? watching : NULL, .progress_user = &w };
+        bitaxon_session_params sp = { .struct_size = sizeof sp,
+                                      .progress = watched ? watching : NULL,
+                                      .progress_user = &w };
         bitaxon_session *session;
         OK(bitaxon_session_create(model, &sp, &session, &error));
         OK(bitaxon_session_evaluate(session, text, 1000, logits[watched], &error));
@@ -294,7 +303,9 @@ static void test_accuracy(void **state)
             OK(bitaxon_model_info_text(model, "accuracy", name, sizeof name, NULL, &error));
             int64_t features;
             OK(bitaxon_model_info_int(model, "cpu_features", &features, &error));
-            int32_t used = accuracy != BITAXON_ACCURACY_DEFAULT ? accuracy : features != 0 ? BITAXON_ACCURACY_NEAR : BITAXON_ACCURACY_EXACT;
+            int32_t used = accuracy != BITAXON_ACCURACY_DEFAULT ? accuracy
+                           : features != 0                      ? BITAXON_ACCURACY_NEAR
+                                                                : BITAXON_ACCURACY_EXACT;
             assert_string_equal(name, names[used]);
             OK(bitaxon_session_create(model, &session_params, &session, &error));
             OK(bitaxon_session_evaluate(session, text, 20, logits[accuracy], &error));

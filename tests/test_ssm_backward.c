@@ -231,7 +231,8 @@ static double loss64(const mixer *m, double *r)
 {
     const uint32_t e = m->c.channels, states = m->c.states, taps = m->c.taps;
     double *xz = malloc((size_t)m->rows * 2 * e * sizeof *xz), *x = malloc(e * sizeof *x), loss = 0;
-    double *y = malloc(e * sizeof *y), *h = malloc((size_t)e * states * sizeof *h), *bcd = malloc((2 * states + 1) * sizeof *bcd);
+    double *y = malloc(e * sizeof *y), *h = malloc((size_t)e * states * sizeof *h),
+           *bcd = malloc((2 * states + 1) * sizeof *bcd);
     for (uint32_t i = 0; i < m->document_count; i++) {
         const bxn_document *d = &m->documents[i];
         memset(h, 0, (size_t)e * states * sizeof *h);
@@ -363,7 +364,8 @@ static void check_gradients(const mixer_case *c, uint64_t features, uint64_t fro
     assert_int_equal(run_mixer(&m, features, 2, false), BITAXON_OK);
     check_result(&m);
     for (int id = 0; id < TENSORS; id++)
-        if (c->mode == FULL ? id <= INPUT : (id == INPUT || (id >= IN_A && (c->mode == DORA || (id != IN_M && id != OUT_M)))))
+        if (c->mode == FULL ? id <= INPUT
+                            : (id == INPUT || (id >= IN_A && (c->mode == DORA || (id != IN_M && id != OUT_M)))))
             check_tensor(&m, id);
     mixer_close(&m);
 }

@@ -362,8 +362,9 @@ static void test_power_supply(void **state)
     put("sys/class/power_supply/mouse/scope", "Device\n");
     put("sys/class/power_supply/mouse/status", "Discharging\n");
     bitaxon_thermal *thermal;
-    assert_int_equal(open_tree((bitaxon_thermal_params){.flags = BITAXON_THERMAL_MAINS_ONLY, .battery_floor = 30}, &thermal, NULL),
-                     BITAXON_OK);
+    assert_int_equal(
+        open_tree((bitaxon_thermal_params){ .flags = BITAXON_THERMAL_MAINS_ONLY, .battery_floor = 30 }, &thermal, NULL),
+        BITAXON_OK);
     expect_info(thermal, "power_source", "BAT0");
     expect_info(thermal, "energy_source", "battery");
     bitaxon_thermal_status s = fresh(thermal);

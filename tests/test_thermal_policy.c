@@ -176,7 +176,9 @@ static void test_pressure_and_throttling(void **state)
     assert_int_equal(give(&m, 3, r).band, BITAXON_BAND_NORMAL);
 
     m = machine_of(NULL);
-    bitaxon_reading t = {.known = BITAXON_READ_TEMPERATURE | BITAXON_READ_THROTTLE, .temperature_mc = 60000, .throttle_count = 7};
+    bitaxon_reading t = { .known = BITAXON_READ_TEMPERATURE | BITAXON_READ_THROTTLE,
+                          .temperature_mc = 60000,
+                          .throttle_count = 7 };
     assert_int_equal(give(&m, 1, t).band, BITAXON_BAND_NORMAL); /* what was before is not ours */
     t.throttle_count = 9;
     bxn_decision d = give(&m, 1, t);

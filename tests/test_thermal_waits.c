@@ -317,7 +317,9 @@ static void test_batch_rests_once(void **state)
     bitaxon_error error = BITAXON_ERROR_INIT;
     bitaxon_thermal *thermal = policy_in(&w, (bitaxon_thermal_params){.duty_percent = 50});
     bitaxon_host host = {.struct_size = sizeof host, .user = &w, .now_ns = world_now, .parallel_for = world_work};
-    bitaxon_model_params open = {.struct_size = sizeof open, .path = "tests/golden/tiny-q4", .threads = 2, .host = &host};
+    bitaxon_model_params open = {
+        .struct_size = sizeof open, .path = "tests/golden/tiny-q4", .threads = 2, .host = &host
+    };
     bitaxon_model *model;
     assert_int_equal(bitaxon_model_open(&open, &model, &error), BITAXON_OK);
     bitaxon_session *sessions[SESSIONS];
@@ -345,9 +347,9 @@ static void test_batch_rests_once(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_graded_rest),         cmocka_unit_test(test_reaction), cmocka_unit_test(test_slow_sensors),
-        cmocka_unit_test(test_cancel_in_real_time), cmocka_unit_test(test_overhead),
-        cmocka_unit_test(test_batch_rests_once),
+        cmocka_unit_test(test_graded_rest),  cmocka_unit_test(test_reaction),
+        cmocka_unit_test(test_slow_sensors), cmocka_unit_test(test_cancel_in_real_time),
+        cmocka_unit_test(test_overhead),     cmocka_unit_test(test_batch_rests_once),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

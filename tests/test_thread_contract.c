@@ -314,7 +314,15 @@ static double now(void)
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-typedef enum long_call { CALL_PREFILL, CALL_SCORE, CALL_EVALUATE, CALL_DECODE, CALL_GENERATE, CALL_REWIND, CALLS } long_call;
+typedef enum long_call {
+    CALL_PREFILL,
+    CALL_SCORE,
+    CALL_EVALUATE,
+    CALL_DECODE,
+    CALL_GENERATE,
+    CALL_REWIND,
+    CALLS
+} long_call;
 static const char *const call_names[] = { "prefill", "score", "evaluate", "decode", "generate", "rewind" };
 enum { BIG_VOCAB = 2000, START = 300, MOST = 1024 };
 
@@ -434,8 +442,8 @@ static void test_cancel(void **state)
                 assert_memory_equal(logits, expected, sizeof expected);
             }
             qsort(took, TRIALS, sizeof *took, by_value);
-            print_message("%s, %u threads: stopped within %.1f ms (median), %.1f ms (most)\n", call_names[call], threads,
-                          took[TRIALS / 2] * 1e3, took[TRIALS - 1] * 1e3);
+            print_message("%s, %u threads: stopped within %.1f ms (median), %.1f ms (most)\n", call_names[call],
+                          threads, took[TRIALS / 2] * 1e3, took[TRIALS - 1] * 1e3);
             assert_true(took[TRIALS / 2] < 0.05 * SLOW);
         }
         free(c.rows);
@@ -554,9 +562,11 @@ static void test_progress(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_many_sessions), cmocka_unit_test(test_clones), cmocka_unit_test(test_any_order),
-        cmocka_unit_test(test_one_session_per_cache), cmocka_unit_test(test_host_executor), cmocka_unit_test(test_cancel),
-        cmocka_unit_test(test_cancel_ahead), cmocka_unit_test(test_cancel_from_signal), cmocka_unit_test(test_progress),
+        cmocka_unit_test(test_many_sessions), cmocka_unit_test(test_clones),
+        cmocka_unit_test(test_any_order),     cmocka_unit_test(test_one_session_per_cache),
+        cmocka_unit_test(test_host_executor), cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_cancel_ahead),  cmocka_unit_test(test_cancel_from_signal),
+        cmocka_unit_test(test_progress),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -23,9 +23,9 @@
             BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512,                                                 \
             BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512 | BITAXON_CPU_AVX512_VNNI                        \
     }
-#define TEST_TIER_NAMES                                                                            \
-    {                                                                                              \
-        "c", "avx2", "avxvnni", "avx512", "avx512vnni"                                                                      \
+#define TEST_TIER_NAMES                                                                                                \
+    {                                                                                                                  \
+        "c", "avx2", "avxvnni", "avx512", "avx512vnni"                                                                 \
     }
 #endif
 

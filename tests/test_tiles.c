@@ -80,8 +80,9 @@ static int make_models(void **state)
     }
     /* widths that are no whole units, no shared expert, codes of 8 bits */
     new_model(paths[1],
-              small_config("\"hidden_dim\": 192, \"num_heads\": 3, \"ssm_expand\": 1, \"moe_num_experts\": 5, \"moe_top_k\": 3, "
-                           "\"moe_shared_expert\": false, \"final_norm\": true, \"weight_tying\": false"),
+              small_config(
+                  "\"hidden_dim\": 192, \"num_heads\": 3, \"ssm_expand\": 1, \"moe_num_experts\": 5, \"moe_top_k\": 3, "
+                  "\"moe_shared_expert\": false, \"final_norm\": true, \"weight_tying\": false"),
               "affine8", NULL);
     /* more experts than one region takes */
     new_model(paths[2], small_config("\"moe_num_experts\": 70, \"moe_top_k\": 3"),
@@ -305,7 +306,8 @@ static void check_phases(const char *path, tiles kind, int32_t accuracy)
 static void test_phases(void **state)
 {
     (void)state;
-    static const int32_t accuracies[MODELS] = { BITAXON_ACCURACY_NEAR, BITAXON_ACCURACY_NEAR, 0, BITAXON_ACCURACY_FAST };
+    static const int32_t accuracies[MODELS] = { BITAXON_ACCURACY_NEAR, BITAXON_ACCURACY_NEAR, 0,
+                                                BITAXON_ACCURACY_FAST };
     for (int i = 0; i < MODELS; i++) { /* the largest takes long and adds nothing */
         if (accuracies[i] == 0)
             continue;
@@ -388,8 +390,9 @@ static void test_error(void **state)
         }
         qsort(errors, LENGTH, sizeof *errors, ascending);
         double median = errors[LENGTH / 2], high = errors[LENGTH * 9 / 10];
-        print_message("%s: logits of tiles, relative rms error: %.3g of the median token, %.3g of 9 in 10, %.3g of the worst\n",
-                      paths[i], median, high, errors[LENGTH - 1]);
+        print_message(
+            "%s: logits of tiles, relative rms error: %.3g of the median token, %.3g of 9 in 10, %.3g of the worst\n",
+            paths[i], median, high, errors[LENGTH - 1]);
         assert_true(median > 1e-3 && median < 1e-2 && high < 2e-2);
     }
 }

@@ -35,7 +35,8 @@ static int train(const char *folder, long newest)
     else
         OK(status);
     if ((long)trainer->core.at.step < newest)
-        fail_msg("resumed at update %llu, there was a checkpoint of %ld", (unsigned long long)trainer->core.at.step, newest);
+        fail_msg("resumed at update %llu, there was a checkpoint of %ld", (unsigned long long)trainer->core.at.step,
+                 newest);
     while ((status = bitaxon_trainer_step(trainer, NULL, &error)) == BITAXON_OK)
         for (uint64_t every = 7; every <= 14; every += 7) /* some twice, over themselves */
             if (trainer->core.at.step % every == 0)
@@ -147,8 +148,9 @@ static void test_kills(void **state)
         runs++;
     }
     assert_true(found > 0);
-    print_message("%llu kills (%llu with a checkpoint in place) in %llu runs of %d updates, the same %zu bytes each time\n", (unsigned long long)kills, (unsigned long long)found,
-                  (unsigned long long)runs, UPDATES, size);
+    print_message(
+        "%llu kills (%llu with a checkpoint in place) in %llu runs of %d updates, the same %zu bytes each time\n",
+        (unsigned long long)kills, (unsigned long long)found, (unsigned long long)runs, UPDATES, size);
     free(want);
 }
 

@@ -75,7 +75,8 @@ static void check_gradients(training *t, const char *what)
         if (!(apart <= bound))
             print_message("%s: %s: gradient is off by %.3g of its largest element\n", what, key + 5, apart);
     }
-    print_message("%s: gradients of %u tensors, worst %.3g (%s), bound %.3g\n", what, tensors, worst, worst_name, bound);
+    print_message("%s: gradients of %u tensors, worst %.3g (%s), bound %.3g\n", what, tensors, worst, worst_name,
+                  bound);
     assert_true(tensors > 0 && worst <= bound);
     if (t->rank != 0)
         assert_int_equal(tensors, t->own.count);

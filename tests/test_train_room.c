@@ -23,12 +23,13 @@ static char folder[64];
 static void make(const shape *s, const char *format, char *path, size_t bytes)
 {
     char config[768];
-    snprintf(config, sizeof config,
-             "{\"vocab_size\": 128, \"hidden_dim\": %u, \"num_layers\": %u, \"num_heads\": 2, \"d_source_model\": 64, "
-             "\"ssm_d_state\": 4, \"ssm_d_conv\": 4, \"ssm_expand\": %u, \"ssm_scan_step\": 8, \"swa_window_size\": 32, "
-             "\"moe_num_experts\": %u, \"moe_top_k\": %u, \"moe_intermediate_dim\": %u, \"moe_shared_expert\": %s, "
-             "\"weight_tying\": true, \"max_seq_len\": 1024, \"rms_norm_eps\": 1e-6}",
-             s->dim, s->layers, s->expand, s->experts, s->top_k, s->inner, s->shared != 0 ? "true" : "false");
+    snprintf(
+        config, sizeof config,
+        "{\"vocab_size\": 128, \"hidden_dim\": %u, \"num_layers\": %u, \"num_heads\": 2, \"d_source_model\": 64, "
+        "\"ssm_d_state\": 4, \"ssm_d_conv\": 4, \"ssm_expand\": %u, \"ssm_scan_step\": 8, \"swa_window_size\": 32, "
+        "\"moe_num_experts\": %u, \"moe_top_k\": %u, \"moe_intermediate_dim\": %u, \"moe_shared_expert\": %s, "
+        "\"weight_tying\": true, \"max_seq_len\": 1024, \"rms_norm_eps\": 1e-6}",
+        s->dim, s->layers, s->expand, s->experts, s->top_k, s->inner, s->shared != 0 ? "true" : "false");
     snprintf(path, bytes, "%s/%s-%s", folder, s->name, format);
     bitaxon_convert_params params = { .struct_size = sizeof params, .config_json = config, .output = path,
                                       .format = format, .seed = 1 };

@@ -228,15 +228,15 @@ static void test_told_beforehand(void **state)
             CHECK(run_step(&t, &t.steps[j], t.grads, NULL, &losses));
         }
         assert_int_equal(atomic_load(&t.fault.allocations), before); /* a step allocates nothing */
-        print_message("%s: %zu bytes, of the ops' %zu at most %zu taken\n", all[i], t.runner.bytes, t.runner.scratch.bytes,
-                      t.runner.scratch.most);
+        print_message("%s: %zu bytes, of the ops' %zu at most %zu taken\n", all[i], t.runner.bytes,
+                      t.runner.scratch.bytes, t.runner.scratch.most);
         assert_true(t.runner.scratch.most <= t.runner.scratch.bytes);
         training_close(&t);
     }
 }
 
-/* Whether the stream before each sublayer and all ops' buffers are kept, or the mixers' alone, or the stream before each
- * layer alone, does not show: the more rows there is room for, the less is kept. */
+/* Whether the stream before each sublayer and all ops' buffers are kept, or the mixers' alone, or the stream before
+ * each layer alone, does not show: the more rows there is room for, the less is kept. */
 static void check_room(const char *name)
 {
     training t;
@@ -281,7 +281,8 @@ static void test_preset(void **state)
     CHECK(bxn_preset("bitaxon-3b", &model.config, &error));
     for (int dora = 0; dora < 2; dora++) {
         double buffers = (double)bxn_runner_bytes(&model, 2048, 8, dora != 0, false);
-        print_message("bitaxon-3b, 2048 tokens, rank 8, %s: %.1f MB of buffers\n", dora != 0 ? "DoRA" : "LoRA", buffers / 1e6);
+        print_message("bitaxon-3b, 2048 tokens, rank 8, %s: %.1f MB of buffers\n", dora != 0 ? "DoRA" : "LoRA",
+                      buffers / 1e6);
         assert_true(buffers <= 0.855e9);
     }
 }
@@ -468,7 +469,8 @@ static void check_written(const char *name)
     assert_non_null(strstr(error.message, t.parameters->items[3].name));
     assert_int_not_equal(access(config, F_OK), 0);
     float value;
-    assert_int_equal(bxn_trainable_read(t.trainable, "layer_9.nothing", 0, 1, &value, &error), BITAXON_INVALID_ARGUMENT);
+    assert_int_equal(bxn_trainable_read(t.trainable, "layer_9.nothing", 0, 1, &value, &error),
+                     BITAXON_INVALID_ARGUMENT);
     assert_non_null(strstr(error.message, "layer_9.nothing"));
     assert_int_equal(bxn_trainable_read(t.trainable, "input_proj.weight", (uint64_t)1 << 40, 1, &value, &error),
                      BITAXON_INVALID_ARGUMENT);
@@ -528,7 +530,8 @@ static void test_written_untouched(void **state)
             continue;
         size_t n, m;
         float *a = fixture_copy(&was, name, "F32", 4, &n), *b = fixture_copy(&is, name, "F32", 4, &m);
-        assert_true(json_equal(json_object_get(item, "shape"), json_object_get(json_object_get(is.header, name), "shape")));
+        assert_true(
+            json_equal(json_object_get(item, "shape"), json_object_get(json_object_get(is.header, name), "shape")));
         bool decay = strstr(name, "A_log") != NULL;
         for (size_t i = 0; i < n && decay; i++)
             assert_true(fabsf(a[i] - b[i]) <= 3e-7f * fmaxf(1, fabsf(a[i])));

@@ -35,7 +35,9 @@ static void refuse(file_set *set, const char *name, size_t cut)
 {
     fault_host fault;
     fault_host_init(&fault);
-    bitaxon_model_params params = { .struct_size = sizeof params, .threads = 1, .host = &fault.host, .max_bytes = CEILING };
+    bitaxon_model_params params = {
+        .struct_size = sizeof params, .threads = 1, .host = &fault.host, .max_bytes = CEILING
+    };
     bitaxon_model *model = (bitaxon_model *)&fault;
     bitaxon_estimate estimate = { .struct_size = sizeof estimate };
     fault.ceiling = CEILING;

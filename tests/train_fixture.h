@@ -184,8 +184,12 @@ static UNUSED_OK void training_open(training *t, const char *name, uint32_t thre
     fault_host_init(&t->fault);
     t->fault.host.parallel_for = parallel_for;
     snprintf(path, sizeof path, "tests/golden/%s", json_string_value(json_object_get(t->meta, "model")));
-    bitaxon_model_params params = { .struct_size = sizeof params, .path = path, .host = &t->fault.host, .threads = threads,
-                                    .cpu_mask = tier, .accuracy = BITAXON_ACCURACY_EXACT };
+    bitaxon_model_params params = { .struct_size = sizeof params,
+                                    .path = path,
+                                    .host = &t->fault.host,
+                                    .threads = threads,
+                                    .cpu_mask = tier,
+                                    .accuracy = BITAXON_ACCURACY_EXACT };
     CHECK(bitaxon_model_open(&params, &t->model, &error));
     t->core = &t->model->core;
     t->rank = (uint32_t)meta_number(t, "rank", 0);

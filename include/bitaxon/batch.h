@@ -24,9 +24,10 @@ extern "C" {
  *            failed  nullable; on failure the index of the session that caused it, or
  *            count when it was none of them alone.
  * Returns:   OK; INVALID_ARGUMENT (no session, too many, the same twice); MISMATCH (of another
- *            model, with other adapters, or with a cache read with others); BAD_STATE (one has read nothing yet); LIMIT (one's context is full, or
- *            max_bytes); FORMAT (NaN logits); CANCELLED; THERMAL_STOP; OUT_OF_MEMORY; SYSTEM. The message
- *            names the session by its index.
+ *            model, with other adapters, or with a cache read with others); BAD_STATE (one has
+ *            read nothing yet); LIMIT (one's context is full, or max_bytes); FORMAT (NaN logits);
+ *            CANCELLED; THERMAL_STOP; OUT_OF_MEMORY; SYSTEM. The message names the session by its
+ *            index.
  * Thread:    single-user, of every session in the list.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_batch_decode(bitaxon_session *const *sessions, uint32_t count,
                                                 int32_t *tokens, uint32_t *failed,

@@ -27,8 +27,8 @@ bitaxon_status bitaxon_batch_decode(bitaxon_session *const *sessions, uint32_t c
         if (session->model != sessions[0]->model)
             return bxn_fail(error, BITAXON_MISMATCH, "session %u is of another model than session 0", i);
         if (!session->cache->core.state->has_logits)
-            return bxn_fail(error, BITAXON_BAD_STATE, "session %u: nothing is read yet: there is no next token to choose",
-                            i);
+            return bxn_fail(error, BITAXON_BAD_STATE,
+                            "session %u: nothing is read yet: there is no next token to choose", i);
         if (!bxn_mark_equal(&session->core.mark, &sessions[0]->core.mark))
             return bxn_fail(error, BITAXON_MISMATCH,
                             "session %u has other adapters than session 0: those with the same decode together", i);

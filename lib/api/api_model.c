@@ -55,7 +55,8 @@ static bitaxon_status check_params(const bitaxon_model_params *p, bitaxon_error 
     if (p->reserved0 != 0)
         return bxn_fail(error, BITAXON_UNSUPPORTED, "bitaxon_model_params: reserved0 is %u, must be 0", p->reserved0);
     if (p->threads > 256)
-        return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "bitaxon_model_params: threads is %u, at most 256", p->threads);
+        return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "bitaxon_model_params: threads is %u, at most 256",
+                        p->threads);
     return BITAXON_OK;
 }
 
@@ -137,10 +138,12 @@ static bitaxon_status open_all(bitaxon_model *model, const bitaxon_model_params 
                                bitaxon_error *error)
 {
     bool plan = estimate != NULL, weights = (p->flags & BITAXON_MODEL_TOKENIZER_ONLY) == 0;
-    uint32_t flags = (p->flags & BITAXON_MODEL_NO_MMAP ? BXN_BUNDLE_NO_MMAP : 0) | (weights ? 0 : BXN_BUNDLE_NO_WEIGHTS);
+    uint32_t flags =
+        (p->flags & BITAXON_MODEL_NO_MMAP ? BXN_BUNDLE_NO_MMAP : 0) | (weights ? 0 : BXN_BUNDLE_NO_WEIGHTS);
     bxn_progress progress = { p->progress, p->progress_user, BITAXON_STAGE_LOAD, 0, 1 };
     bxn_tensors *tensors = NULL;
-    bitaxon_status status = bxn_bundle_open(&model->mem, p->path, p->files, p->file_count, flags, &model->bundle, error);
+    bitaxon_status status =
+        bxn_bundle_open(&model->mem, p->path, p->files, p->file_count, flags, &model->bundle, error);
     if (status != BITAXON_OK)
         return status;
     snprintf(model->where, sizeof model->where, "%s", model->bundle->where);
@@ -279,7 +282,8 @@ bitaxon_status bitaxon_model_estimate(const bitaxon_model_params *params, const 
         size_t state = bxn_config_state_floats(config);
         uint32_t layers = bxn_config_attention_layers(config);
         uint64_t handle = bxn_alloc_cost(sizeof(bitaxon_cache));
-        estimate.session_bytes = bxn_alloc_cost(sizeof(bitaxon_session)) + bxn_session_bytes(config, state, c.max_tokens, bxn_model_tiles(&model->core));
+        estimate.session_bytes = bxn_alloc_cost(sizeof(bitaxon_session)) +
+                                 bxn_session_bytes(config, state, c.max_tokens, bxn_model_tiles(&model->core));
         estimate.cache_bytes = handle + bxn_cache_bytes(config, state, layers, &c);
         estimate.checkpoint_bytes = handle + bxn_cache_fork_bytes(config, state, layers, &c);
         status = bxn_copy_result(&estimate, out, sizeof estimate, 8, "bitaxon_estimate", error);

@@ -107,8 +107,9 @@ bitaxon_status bitaxon_thermal_history(bitaxon_thermal *thermal, bitaxon_thermal
     if (out == NULL && capacity != 0)
         return bxn_null(error, "out");
     if (out != NULL && capacity != 0 && out->struct_size != sizeof *out)
-        return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "bitaxon_thermal_point: struct_size is %u, this library has %zu",
-                        out->struct_size, sizeof *out);
+        return bxn_fail(error, BITAXON_INVALID_ARGUMENT,
+                        "bitaxon_thermal_point: struct_size is %u, this library has %zu", out->struct_size,
+                        sizeof *out);
     bxn_thermal *core = &thermal->core;
     pthread_mutex_lock(&core->lock);
     size_t n = core->history_count;

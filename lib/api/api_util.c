@@ -28,7 +28,8 @@ bitaxon_status bxn_copy_params(const void *in, void *out, size_t known, size_t l
         const unsigned char *bytes = in;
         for (size_t i = known; i < size; i++)
             if (bytes[i] != 0)
-                return bxn_fail(error, BITAXON_UNSUPPORTED, "%s: a field of a later version is set (byte %zu)", name, i);
+                return bxn_fail(error, BITAXON_UNSUPPORTED, "%s: a field of a later version is set (byte %zu)", name,
+                                i);
         memcpy(out, in, size < known ? size : known);
     }
     size = (uint32_t)known;

@@ -340,7 +340,8 @@ static bitaxon_status load_dense(bxn_loader *loader, const bxn_tensor *tensor, c
     bool mapped;
     bitaxon_status status = bxn_loader_bytes(loader, tensor, 1, &data, &mapped);
     if (status == BITAXON_OK)
-        status = bxn_loader_note(loader, prefix, "float", bxn_dtype_name(tensor->dtype), rank, expected, tensor->bytes, mapped);
+        status = bxn_loader_note(loader, prefix, "float", bxn_dtype_name(tensor->dtype), rank, expected, tensor->bytes,
+                                 mapped);
     size_t matrix = (size_t)rows * cols * bxn_dtype_size(tensor->dtype);
     for (uint32_t i = 0; i < count && status == BITAXON_OK && out != NULL; i++) {
         out[i].kind = BXN_WEIGHT_DENSE;

@@ -224,7 +224,8 @@ static bitaxon_status parse_state(bxn_loader *loader, nf4_state *s, uint64_t val
             if (n < 0 || !bxn_mul_u64(product, (uint64_t)n, &product))
                 product = 0;
         }
-        json_int_t b = json_integer_value(block), nested = json_integer_value(json_object_get(document.root, "nested_blocksize"));
+        json_int_t b = json_integer_value(block),
+                   nested = json_integer_value(json_object_get(document.root, "nested_blocksize"));
         double offset = json_number_value(json_object_get(document.root, "nested_offset"));
         if ((type != NULL && strcmp(type, "nf4") != 0) || b < 32 || b > 65536 || (b & (b - 1)) != 0 ||
             (shape != NULL && product != values) || nested < 0 || nested > 1 << 24 || !isfinite(offset))

@@ -104,5 +104,6 @@ bitaxon_status bxn_directory_remove(const char *path, bitaxon_error *error)
     bitaxon_status status = bxn_directory_each(path, remove_file, &r, error);
     if (status == BITAXON_OK && r.code == 0 && rmdir(path) != 0)
         r.code = errno;
-    return status == BITAXON_OK && r.code != 0 ? fail_errno("cannot remove the directory", r.code, path, error) : status;
+    return status == BITAXON_OK && r.code != 0 ? fail_errno("cannot remove the directory", r.code, path, error)
+                                               : status;
 }

@@ -100,8 +100,8 @@ typedef struct bxn_json {
 bitaxon_status bxn_json_parse(bxn_mem *mem, const char *text, size_t bytes, const char *what,
                               bxn_json *out, bitaxon_error *error);
 void bxn_json_free(bxn_json *json);
-/* Between the two Jansson writes and reads numbers of the calling thread with a point, whatever the host's locale. False:
- * no memory, and nothing to leave (which is fine all the same). */
+/* Between the two Jansson writes and reads numbers of the calling thread with a point, whatever the host's locale.
+ * False: no memory, and nothing to leave (which is fine all the same). */
 typedef struct bxn_locale {
     void *plain, *before;
 } bxn_locale;

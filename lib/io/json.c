@@ -7,7 +7,8 @@
  * number) and nesting that is too deep.
  *
  * Jansson finds the decimal point through the locale: reading asserts that it is one byte long, writing replaces one
- * byte of it. So the parser runs in the thread's "C" locale, which is restored afterwards, and so does who writes reals. */
+ * byte of it. So the parser runs in the thread's "C" locale, which is restored afterwards, and so does who writes
+ * reals. */
 #define _POSIX_C_SOURCE 200809L
 
 #include "io/io.h"

@@ -98,7 +98,8 @@ static inline uint32_t bxn_unit_scale_bytes(const bxn_packed *w)
  *   BXN_XQ_FAST_TABLE    127    127
  * These integers are the same in every tier of instructions; in which order they are stored is
  * the tier's own affair: for each 128 columns it has 256 bytes in the near kinds and 128 in the
- * fast ones, and 16 more, room for an int32 sum of each 32 columns. 32512 = 127 * 256, so that q = 256 * hi + lo with hi and lo in -128 .. 127.
+ * fast ones, and 16 more, room for an int32 sum of each 32 columns. 32512 = 127 * 256, so that q = 256 * hi + lo with
+ * hi and lo in -128 .. 127.
  *
  * Code values: 4-bit affine: code - centre; 8 bits: the signed code; table: rint(table[code] * T).
  *

@@ -38,8 +38,8 @@ typedef uint32_t (*bxn_adapter_rank_fn)(void *user, const bxn_weight *weight, co
 bitaxon_status bxn_adapter_make(bxn_mem *mem, const bxn_model *model, float scale, bool dora,
                                 bxn_adapter_rank_fn rank_of, void *user, bxn_adapter *out, bitaxon_error *error);
 
-/* A ~ U(+-1/sqrt(cols)) by seed, name and place, B = 0, m = row norms of W: it changes nothing yet but, with DoRA, roundings. Complete,
- * with gains and id. */
+/* A ~ U(+-1/sqrt(cols)) by seed, name and place, B = 0, m = row norms of W: it changes nothing yet but, with DoRA,
+ * roundings. Complete, with gains and id. */
 bitaxon_status bxn_adapter_create(bxn_mem *mem, const bxn_model *model, const bxn_adapter_plan *plan,
                                   bxn_adapter *out, bitaxon_error *error);
 /* The same without values: what it will hold, and the number of values that train. The model needs no weights. */

@@ -10,8 +10,13 @@ static bxn_weight sized(uint32_t rows, uint32_t cols) { return (bxn_weight){ .ro
 static void outline_ssm(const bxn_config *config, bxn_ssm *ssm)
 {
     uint32_t D = config->hidden_dim, E = D * config->ssm_expand, N = config->ssm_d_state;
-    *ssm = (bxn_ssm){ .channels = E, .channels16 = (uint32_t)bxn_round_up(E, 16), .states = N, .taps = config->ssm_d_conv,
-                      .in_proj = sized(2 * E, D), .x_proj = sized(2 * N + 1, E), .out_proj = sized(D, E) };
+    *ssm = (bxn_ssm){ .channels = E,
+                      .channels16 = (uint32_t)bxn_round_up(E, 16),
+                      .states = N,
+                      .taps = config->ssm_d_conv,
+                      .in_proj = sized(2 * E, D),
+                      .x_proj = sized(2 * N + 1, E),
+                      .out_proj = sized(D, E) };
 }
 
 static void outline_attention(const bxn_config *config, bxn_attention *attention)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* workspace.c - the buffers of one pass, cut from one block by one table, and one more for adapters. What lives from op to op
- * comes first and is cleared once: the padding of its rows (kernels.h) stays zero for
- * ever, since nobody writes it. The buffers of one kind of op share their place with those of
- * the other kinds, and each op clears the padding of its own rows. Memory is touched when it is used. */
+/* workspace.c - the buffers of one pass, cut from one block by one table, and one more for adapters. What lives from op
+ * to op comes first and is cleared once: the padding of its rows (kernels.h) stays zero for ever, since nobody writes
+ * it. The buffers of one kind of op share their place with those of the other kinds, and each op clears the padding of
+ * its own rows. Memory is touched when it is used. */
 #include "model/bxn_model.h"
 
 #include <string.h>

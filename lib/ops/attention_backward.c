@@ -349,7 +349,8 @@ static bitaxon_status backward_out(bxn_train_pass *pass, const bxn_attention *p,
     if (reads)
         status = bxn_train_linear(pass, &p->o_proj, b->o, b->ld, pass->rows, b->q, b->ld);
     if (status == BITAXON_OK)
-        status = bxn_linear_backward(pass, &p->o_proj, b->o, b->ld, reads ? b->q : NULL, b->ld, dr, lddr, pass->rows, dn, lddn, false);
+        status = bxn_linear_backward(pass, &p->o_proj, b->o, b->ld, reads ? b->q : NULL, b->ld, dr, lddr, pass->rows,
+                                     dn, lddn, false);
     if (status == BITAXON_OK && reads)
         status = project(pass, p, &p->q_proj, n, ldn, b->q, b->ld, true);
     return status;

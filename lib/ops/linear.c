@@ -2,8 +2,8 @@
 /* linear.c - y = x W^T for weights in any form, and lists of such products that share
  * one parallel region (q, k, v; the downs of all experts). Called by every op. What products read of
  * their inputs besides the floats - sums of blocks, integers of the near and fast tiers, or bf16
- * tiles in prefill with AMX - is made once per row here, and so is what adapters need (ops.h). How rows are cut into tasks never shows in a
- * result: kernels compute each output by one fixed order. */
+ * tiles in prefill with AMX - is made once per row here, and so is what adapters need (ops.h). How rows are cut into
+ * tasks never shows in a result: kernels compute each output by one fixed order. */
 #include "ops/ops.h"
 
 #include <assert.h>

@@ -9,9 +9,9 @@
 #include <string.h>
 
 enum {
-    PLAIN = 512,   /* rows of a product with floats: fewer regions than tiles, and rows that still fit the second cache */
-    BLOCK = 256,   /* rows whose adapter parts are computed together */
-    PART = 128,    /* rows of one range of dX; of codes, which are decoded for each, PACKED_PART */
+    PLAIN = 512, /* rows of a product with floats: fewer regions than tiles, and rows that still fit the second cache */
+    BLOCK = 256, /* rows whose adapter parts are computed together */
+    PART = 128,  /* rows of one range of dX; of codes, which are decoded for each, PACKED_PART */
     PACKED_PART = 256,
     PARTS = 32,    /* ranges of dX in one region, where there is no adapter */
     LOW_ROWS = 32, /* rows of one task of adapter parts */
@@ -273,7 +273,8 @@ static bitaxon_status backward_block(const block_context *c)
     if (lora == NULL || c->grads == NULL)
         return status;
     if (status == BITAXON_OK && c->grads->b != NULL)
-        status = bxn_outer_add(exec, c->u, c->ldr, lora->rank, c->dz, c->lddz, w->rows, c->rows, c->grads->b, lora->ldb);
+        status =
+            bxn_outer_add(exec, c->u, c->ldr, lora->rank, c->dz, c->lddz, w->rows, c->rows, c->grads->b, lora->ldb);
     if (status == BITAXON_OK && c->grads->a != NULL)
         status = c->dropped != NULL
                      ? bxn_outer_add(exec, c->v, c->ldr, lora->rank, c->dropped, lora->lda, w->cols, c->rows,
@@ -326,7 +327,8 @@ bitaxon_status bxn_linear_backward(bxn_train_pass *pass, const bxn_weight *w, co
                         .lddz = lddy, .lddx = lddx, .add = add,
                         .part = w->kind == BXN_WEIGHT_PACKED ? PACKED_PART : PART };
     if (lora != NULL)
-        take_block(&c, &pass->scratch, rows < BLOCK ? rows : BLOCK, lora->rank, lora->gain != NULL, adapters->dropout > 0);
+        take_block(&c, &pass->scratch, rows < BLOCK ? rows : BLOCK, lora->rank, lora->gain != NULL,
+                   adapters->dropout > 0);
     if (grads == NULL || grads->b == NULL)
         c.u = NULL;
     if (dx == NULL && (grads == NULL || grads->a == NULL))

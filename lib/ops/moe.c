@@ -137,7 +137,8 @@ static bitaxon_status make_input(moe_context *c)
     for (uint32_t i = 0; i < count; i++)
         summed |= bxn_needs_sums(c->exec, readers[i]);
     for (uint32_t i = 0; i < 2; i++)
-        c->in[i] = (bxn_input){ .x = ws->n, .ldx = ws->ld_d, .cols = p->router.cols, .rows = c->tokens, .summed = summed };
+        c->in[i] =
+            (bxn_input){ .x = ws->n, .ldx = ws->ld_d, .cols = p->router.cols, .rows = c->tokens, .summed = summed };
     for (uint32_t i = 0; i < count; i++)
         if (readers[i]->xq != BXN_XQ_NONE && !bxn_tiled(c->exec, readers[i]) && kinds < 2 &&
             (kinds == 0 || c->in[0].kind != readers[i]->xq))
@@ -249,8 +250,11 @@ static bitaxon_status run_down(const moe_context *c)
     for (uint32_t i = 0; i < c->used && status == BITAXON_OK; i++) {
         uint32_t expert = (uint32_t)ws->used[i], first = (uint32_t)ws->first[expert];
         jobs[count++] = (bxn_linear_job){ &p->down[expert],
-                                          { .x = ws->a + first * ws->ld_i, .ldx = ws->ld_i, .count = pairs_of(ws, expert),
-                                            .y = ws->e + first * ws->ld_d, .ldy = ws->ld_d } };
+                                          { .x = ws->a + first * ws->ld_i,
+                                            .ldx = ws->ld_i,
+                                            .count = pairs_of(ws, expert),
+                                            .y = ws->e + first * ws->ld_d,
+                                            .ldy = ws->ld_d } };
         if (count == SLOTS + 1 || i + 1 == c->used) {
             status = bxn_linear_jobs(c->exec, jobs, count);
             count = 0;

@@ -2,8 +2,8 @@
 /* ssm_backward.c - the state-space mixer in training: the twin of ssm.c for whole documents, and its gradients
  * (spec 3.4, appendix B). Called by the forward and backward of the model. Unless the forward left them
  * (bxn_keep), the backward computes in_proj, convolution, x_proj and scan again, and of the scan keeps the
- * states at chunk starts. Buffers are used again where what they held is spent: y lies over xc, which a second convolution
- * brings back; gradients of z and x lie over z and x.
+ * states at chunk starts. Buffers are used again where what they held is spent: y lies over xc, which a second
+ * convolution brings back; gradients of z and x lie over z and x.
  *
  * A document begins with zeros for its state and its tail. Channels are shared out among threads; sums over
  * channels are taken by blocks of a fixed size, which are then added in order. */

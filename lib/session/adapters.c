@@ -19,7 +19,10 @@ void bxn_mark_text(const bxn_adapter_mark *mark, char text[BXN_MARK_TEXT])
     for (uint32_t i = 0; i < mark->count && used + 22 < BXN_MARK_TEXT; i++) {
         const uint8_t *id = mark->ids[i];
         used += (size_t)snprintf(text + used, BXN_MARK_TEXT - used, "%s%02x%02x%02x%02x",
-                                 i != 0 ? ", " : mark->count == 1 ? "adapter " : "adapters ", id[0], id[1], id[2], id[3]);
+                                 i != 0             ? ", "
+                                 : mark->count == 1 ? "adapter "
+                                                    : "adapters ",
+                                 id[0], id[1], id[2], id[3]);
         if (mark->weights[i] < 1 || mark->weights[i] > 1)
             used += (size_t)snprintf(text + used, BXN_MARK_TEXT - used, " * %.3g", (double)mark->weights[i]);
     }
@@ -31,8 +34,9 @@ static bitaxon_status mismatch(const bxn_cache *cache, const bxn_adapter_mark *m
     char had[BXN_MARK_TEXT], has[BXN_MARK_TEXT];
     bxn_mark_text(&cache->mark, had);
     bxn_mark_text(mark, has);
-    return bxn_fail(error, BITAXON_MISMATCH, "the cache was read with %s, %s %s: put those on, or reset the cache, or take another", had,
-                    who, has);
+    return bxn_fail(error, BITAXON_MISMATCH,
+                    "the cache was read with %s, %s %s: put those on, or reset the cache, or take another", had, who,
+                    has);
 }
 
 bitaxon_status bxn_session_check(const bxn_session *session, bitaxon_error *error)

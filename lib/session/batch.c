@@ -49,9 +49,15 @@ static bitaxon_status pass(const batch *b, bxn_session *leader, const int32_t *t
         segments[i] = (bxn_segment){ i, 1, cache->length, cache->state->scan, session->spare->scan, &views[i] };
     }
     batch context = *b;
-    bxn_exec exec = { .kernels = &model->kernels, .pool = model->pool, .cancel = &leader->cancel,
-                      .ws = &leader->ws, .phase = BXN_PHASE_DECODE, .adapters = bxn_session_adapters(leader), .tick = tick,
-                      .tick_user = &context, .error = error };
+    bxn_exec exec = { .kernels = &model->kernels,
+                      .pool = model->pool,
+                      .cancel = &leader->cancel,
+                      .ws = &leader->ws,
+                      .phase = BXN_PHASE_DECODE,
+                      .adapters = bxn_session_adapters(leader),
+                      .tick = tick,
+                      .tick_user = &context,
+                      .error = error };
     bitaxon_status status = bxn_forward(model, &exec, tokens, b->count, segments, b->count);
     if (status == BITAXON_OK)
         status = bxn_head(model, &exec, 0, b->count, leader->rows, vocab);

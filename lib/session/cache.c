@@ -130,7 +130,8 @@ static bitaxon_status make_tables(bxn_cache *cache, bitaxon_error *error)
     uint64_t capacity = cache->layout.layers == 0 ? 0 : page_capacity(&cache->model->config, cache->max_tokens);
     void *memory;
     cache->page_capacity = (uint32_t)capacity;
-    bitaxon_status status = bxn_alloc(cache->mem, cache->max_tokens * sizeof *cache->tokens, "token history", &memory, error);
+    bitaxon_status status =
+        bxn_alloc(cache->mem, cache->max_tokens * sizeof *cache->tokens, "token history", &memory, error);
     cache->tokens = memory;
     if (status == BITAXON_OK) {
         status = bxn_calloc(cache->mem, phase_bytes(cache->max_tokens), "phases of tokens", &memory, error);

@@ -222,7 +222,8 @@ static bitaxon_status check_header(const bxn_cache *cache, const reader *r, cons
     uint64_t first;
     uint32_t count;
     live_pages(cache, h->length, &first, &count);
-    uint64_t expected = (uint64_t)h->header_bytes + 8 + h->length * 4 + 8 + phase_bytes(h->length) + 8 + (uint64_t)h->bias_count * 8 + 8 + h->state_floats * 4 + 8 +
+    uint64_t expected = (uint64_t)h->header_bytes + 8 + h->length * 4 + 8 + phase_bytes(h->length) + 8 +
+                        (uint64_t)h->bias_count * 8 + 8 + h->state_floats * 4 + 8 +
                         (h->has_logits ? (uint64_t)h->vocab * 4 + 8 : 0) + count * (h->page_bytes + 8);
     if (h->first_page != first || h->page_count != count || h->bias_count > BXN_MAX_BIAS || h->has_logits > 1 ||
         (h->length != 0) != (h->has_logits != 0) || expected != r->source.size)

@@ -391,7 +391,8 @@ bitaxon_status bxn_session_read(bxn_session *session, bxn_read_kind kind, const 
                         (unsigned long long)cache->length, (unsigned long long)read, count);
     }
     if (status == BITAXON_SYSTEM)
-        return bxn_fail(error, status, "the host's executor failed at position %llu", (unsigned long long)cache->length);
+        return bxn_fail(error, status, "the host's executor failed at position %llu",
+                        (unsigned long long)cache->length);
     return status;
 }
 

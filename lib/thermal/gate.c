@@ -204,7 +204,8 @@ bitaxon_status bxn_thermal_gate(bxn_thermal *t, bxn_thermal_use *use, uint64_t t
         if (!pause && waited >= rest_for)
             break;
         if (cancelled(cancel))
-            return bxn_fail(error, BITAXON_CANCELLED, "cancelled while the thermal policy %s", pause ? "paused" : "rested");
+            return bxn_fail(error, BITAXON_CANCELLED, "cancelled while the thermal policy %s",
+                            pause ? "paused" : "rested");
         t->sleep_ns(t->user, pause || rest_for - waited > SLICE_NS ? SLICE_NS : rest_for - waited);
         uint64_t after = bxn_now_ns(&t->mem), passed = after > now ? after - now : 0;
         pthread_mutex_lock(&t->lock);
@@ -308,7 +309,8 @@ bitaxon_status bxn_thermal_init(bxn_thermal *t, const bitaxon_thermal_params *pa
     if (status == BITAXON_OK && params->duty_percent > 100)
         status = bxn_fail(error, BITAXON_INVALID_ARGUMENT, "duty_percent is %u", params->duty_percent);
     if (status == BITAXON_OK && !(params->max_tokens_per_second >= 0 && params->max_tokens_per_second <= 1e9))
-        status = bxn_fail(error, BITAXON_INVALID_ARGUMENT, "max_tokens_per_second is %g", params->max_tokens_per_second);
+        status =
+            bxn_fail(error, BITAXON_INVALID_ARGUMENT, "max_tokens_per_second is %g", params->max_tokens_per_second);
     if (status == BITAXON_OK)
         status = bxn_mem_init(&t->mem, params->host, 0, error);
     if (status != BITAXON_OK)
@@ -335,7 +337,8 @@ bitaxon_status bxn_thermal_init(bxn_thermal *t, const bitaxon_thermal_params *pa
             return bxn_fail(error, BITAXON_UNSUPPORTED, "no temperature sensor can be read");
         }
         bxn_log(&t->mem, BITAXON_LOG_WARNING, "thermal: no temperature sensor can be read: %s",
-                params->no_sensor == BITAXON_NO_SENSOR_NARROW ? "working as if it were warm" : "there is no limit by heat");
+                params->no_sensor == BITAXON_NO_SENSOR_NARROW ? "working as if it were warm"
+                                                              : "there is no limit by heat");
     }
     return BITAXON_OK;
 }

@@ -223,7 +223,8 @@ bxn_decision bxn_policy_step(const bxn_policy *policy, bxn_policy_state *state,
         state->good_ns = state->time_ns + 1; /* 0: never */
         follow(policy, state, &reading, throttled, &reason);
     } else if (state->good_ns == 0) { /* there never was one */
-        uint32_t band = policy->no_sensor == BITAXON_NO_SENSOR_NARROW || throttled ? BITAXON_BAND_WARM : BITAXON_BAND_NORMAL;
+        uint32_t band =
+            policy->no_sensor == BITAXON_NO_SENSOR_NARROW || throttled ? BITAXON_BAND_WARM : BITAXON_BAND_NORMAL;
         bool dwelt = state->time_ns - state->band_since_ns >= policy->dwell_ns;
         if (band > state->band || throttled || (band < state->band && dwelt))
             enter(state, band);

@@ -31,9 +31,18 @@ static void ops_of(const bxn_config *config, bxn_ssm *ssm, bxn_attention *attent
     uint32_t I = config->moe_intermediate_dim, X = config->moe_num_experts;
     *in = shape(I, D);
     *out = shape(D, I);
-    *moe = (bxn_moe){ .experts = X, .top_k = config->moe_top_k, .inner = I, .router = shape(X, D),
-                      .gate = in, .up = in, .down = out, .shared = config->moe_shared_expert,
-                      .shared_gate = shape(1, D), .shared_gate_proj = *in, .shared_up_proj = *in, .shared_down_proj = *out };
+    *moe = (bxn_moe){ .experts = X,
+                      .top_k = config->moe_top_k,
+                      .inner = I,
+                      .router = shape(X, D),
+                      .gate = in,
+                      .up = in,
+                      .down = out,
+                      .shared = config->moe_shared_expert,
+                      .shared_gate = shape(1, D),
+                      .shared_gate_proj = *in,
+                      .shared_up_proj = *in,
+                      .shared_down_proj = *out };
     *ssm = (bxn_ssm){ .channels = E, .channels16 = (uint32_t)bxn_round_up(E, 16), .states = N,
                       .taps = config->ssm_d_conv, .in_proj = shape(2 * E, D), .x_proj = shape(2 * N + 1, E),
                       .out_proj = shape(D, E) };
@@ -122,7 +131,8 @@ static uint32_t single_layers(const bxn_config *config)
 }
 
 /* Walks the table twice: first with memory NULL to add up, then to place. */
-static size_t place(const bxn_config *config, uint32_t rows, uint32_t rank, bool magnitudes, bool full, bxn_runner *runner)
+static size_t place(const bxn_config *config, uint32_t rows, uint32_t rank, bool magnitudes, bool full,
+                    bxn_runner *runner)
 {
     runner->ld_d = bxn_train_ld(config->hidden_dim);
     runner->ld_s = bxn_train_ld(config->d_source_model);
@@ -423,8 +433,8 @@ static bitaxon_status top_backward(run *r)
     bool normed = model->final_norm != NULL;
     float *out = normed ? b->dtop : b->dx;
     bxn_pad_rows(out, r->ld, r->dim, rows);
-    bitaxon_status status = bxn_linear_backward(&r->pass, &model->output_proj, normed ? b->n : top, r->ld, b->s, b->ld_s,
-                                                b->ds, b->ld_s, rows, out, r->ld, false);
+    bitaxon_status status = bxn_linear_backward(&r->pass, &model->output_proj, normed ? b->n : top, r->ld, b->s,
+                                                b->ld_s, b->ds, b->ld_s, rows, out, r->ld, false);
     if (status != BITAXON_OK || !normed)
         return status;
     memset(b->dx, 0, rows * r->ld * sizeof *b->dx);
@@ -507,12 +517,14 @@ static bitaxon_status check(const bxn_runner *runner, const bxn_micro_step *step
 {
     uint32_t vocab = runner->model->config.vocab_size, at = 0;
     if (step->rows > runner->rows)
-        return bxn_fail(error, BITAXON_LIMIT, "a micro-step of %u tokens, there is room for %u", step->rows, runner->rows);
+        return bxn_fail(error, BITAXON_LIMIT, "a micro-step of %u tokens, there is room for %u", step->rows,
+                        runner->rows);
     for (uint32_t i = 0; i < step->document_count; i++) {
         const bxn_document *d = &step->documents[i];
         if (d->first != at || d->count == 0 || d->count > step->rows - at)
-            return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "document %u of a micro-step is at %u with %u tokens, expected at %u of %u",
-                            i, d->first, d->count, at, step->rows);
+            return bxn_fail(error, BITAXON_INVALID_ARGUMENT,
+                            "document %u of a micro-step is at %u with %u tokens, expected at %u of %u", i, d->first,
+                            d->count, at, step->rows);
         at += d->count;
     }
     if (at != step->rows || (objective->kind == BXN_OBJECTIVE_ORPO && step->document_count % 2 != 0))
@@ -522,8 +534,8 @@ static bitaxon_status check(const bxn_runner *runner, const bxn_micro_step *step
     for (uint32_t t = 0; t < step->rows; t++) {
         int32_t token = step->tokens[t], label = step->labels[t];
         if (token < 0 || (uint32_t)token >= vocab || label < -1 || (label >= 0 && (uint32_t)label >= vocab))
-            return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "row %u: token %d, label %d; the vocabulary has 0 to %u", t,
-                            token, label, vocab - 1);
+            return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "row %u: token %d, label %d; the vocabulary has 0 to %u",
+                            t, token, label, vocab - 1);
     }
     return BITAXON_OK;
 }
@@ -532,7 +544,8 @@ static bitaxon_status check(const bxn_runner *runner, const bxn_micro_step *step
 static float units_per_row(const bxn_micro_step *step, const bxn_objective_params *objective, const bxn_losses *after,
                            const bxn_losses *before)
 {
-    uint64_t units = objective->kind == BXN_OBJECTIVE_ORPO ? after->pairs - before->pairs : after->tokens - before->tokens;
+    uint64_t units =
+        objective->kind == BXN_OBJECTIVE_ORPO ? after->pairs - before->pairs : after->tokens - before->tokens;
     return (float)((double)units / (double)step->rows);
 }
 
@@ -563,7 +576,8 @@ bitaxon_status bxn_runner_step(bxn_runner *runner, const bxn_micro_step *step, c
     status = forward(&r);
     if (status == BITAXON_OK)
         status = objective->kind == BXN_OBJECTIVE_ORPO ? orpo_loss(&r, objective, &sums) : sft_loss(&r, &sums);
-    r.pass.balance *= units_per_row(step, objective, &sums, losses); /* an update divides by units, the op's is per row */
+    r.pass.balance *=
+        units_per_row(step, objective, &sums, losses); /* an update divides by units, the op's is per row */
     if (status == BITAXON_OK && grads != NULL)
         status = backward(&r);
     bxn_float_leave(mode);

@@ -105,9 +105,9 @@ typedef struct bxn_runner {
     void *memory;
     size_t bytes;
     bxn_scratch scratch; /* of ops */
-    size_t kept;         /* bytes at its start for buffers of a mixer's second forward, until its backward; 0 with `every` */
+    size_t kept; /* bytes at its start for buffers of a mixer's second forward, until its backward; 0 with `every` */
     uint32_t single; /* layers of one sublayer, the first ones */
-    bool every;      /* the stream before every sublayer and the mixers' buffers are kept; else before every second one */
+    bool every; /* the stream before every sublayer and the mixers' buffers are kept; else before every second one */
     bool experts;    /* and the experts' buffers; `every` holds then, too */
     unsigned char *left; /* buffers of forwards for their backwards, with `every` */
     float *x;        /* what is kept of it, [*][rows, D] */

@@ -103,7 +103,8 @@ bitaxon_status bxn_trainer_evaluate(bxn_trainer *trainer, uint64_t max_micro_ste
                                     bitaxon_error *error);
 /* BAD_STATE when it is broken. */
 bitaxon_status bxn_trainer_usable(const bxn_trainer *trainer, bitaxon_error *error);
-/* What follows from values is up to date; `identify`: the adapter's id too. OUT_OF_MEMORY, SYSTEM; BAD_STATE when broken. */
+/* What follows from values is up to date; `identify`: the adapter's id too. OUT_OF_MEMORY, SYSTEM; BAD_STATE when
+ * broken. */
 bitaxon_status bxn_trainer_settle(bxn_trainer *trainer, bool identify, bitaxon_error *error);
 /* Room for one more point. */
 bitaxon_status bxn_trainer_history_reserve(bxn_trainer *trainer, size_t count, bitaxon_error *error);

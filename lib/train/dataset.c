@@ -440,7 +440,8 @@ bitaxon_status bxn_dataset_open(bxn_mem *mem, const bxn_tokenizer *tokenizer, co
     d->params.path = d->path;
     d->plain = length >= 4 && strcmp(d->path + length - 4, ".txt") == 0;
     if (d->plain && params->objective == BXN_OBJECTIVE_ORPO) {
-        status = bxn_fail(error, BITAXON_FORMAT, "%.120s: plain text has no pairs of answers, which ORPO needs", d->path);
+        status =
+            bxn_fail(error, BITAXON_FORMAT, "%.120s: plain text has no pairs of answers, which ORPO needs", d->path);
         goto done;
     }
     status = bxn_source_file_open(mem, d->path, &d->source, error);

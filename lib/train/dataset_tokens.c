@@ -128,7 +128,8 @@ static bitaxon_status chat_tokens(bxn_maker *maker, const bitaxon_message *messa
     bitaxon_error reason = BITAXON_ERROR_INIT;
     bitaxon_status status = BITAXON_OK;
     if (count > maker->span_room) {
-        status = bxn_realloc(maker->mem, &memory, maker->span_room * size, 2 * count * size, "spans of messages", error);
+        status =
+            bxn_realloc(maker->mem, &memory, maker->span_room * size, 2 * count * size, "spans of messages", error);
         if (status != BITAXON_OK)
             return status;
         maker->spans = memory;

@@ -295,7 +295,8 @@ void bxn_trainer_measure(const bxn_model *model, const bitaxon_trainer_params *p
     } else { /* gradient, two moments and ORDERED's sum, laid out as the values */
         uint64_t values, gains;
         measure_adapter(model, p, start, &values, &gains, &out->trainable);
-        out->values_bytes = (ordered ? 5 : 4) * values + gains + bxn_alloc_cost(model->weight_count * sizeof(bxn_lora)) +
+        out->values_bytes = (ordered ? 5 : 4) * values + gains +
+                            bxn_alloc_cost(model->weight_count * sizeof(bxn_lora)) +
                             bxn_alloc_cost(model->weight_count * sizeof(bxn_weight_grads));
     }
     out->pass_bytes = bxn_alloc_cost(bxn_runner_bytes(model, rows, full ? 0 : p->rank,

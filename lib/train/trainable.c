@@ -278,8 +278,8 @@ static bitaxon_status check_float(void *user, bxn_weight *w, const char *name, i
     if (w->kind == BXN_WEIGHT_DENSE)
         return BITAXON_OK;
     return bxn_fail(error, BITAXON_UNSUPPORTED,
-                    "only float models train in full: %s has codes of %u bits; train an adapter, or the float model", name,
-                    w->packed.source_bits);
+                    "only float models train in full: %s has codes of %u bits; train an adapter, or the float model",
+                    name, w->packed.source_bits);
 }
 
 /* Sublayers and stacks of our own, still with the data of the source. */

@@ -176,8 +176,8 @@ bitaxon_status bxn_trainer_init(bxn_trainer *t, bxn_mem *mem, const bxn_model *m
         uint32_t rows = bxn_packer_rows(t->packer);
         if (t->validation_packer != NULL && bxn_packer_rows(t->validation_packer) > rows)
             rows = bxn_packer_rows(t->validation_packer);
-        status = bxn_runner_create(mem, t->model, rows, full ? 0 : t->adapter.rank, !full && t->adapter.dora, full, &t->runner,
-                                   error);
+        status = bxn_runner_create(mem, t->model, rows, full ? 0 : t->adapter.rank, !full && t->adapter.dora, full,
+                                   &t->runner, error);
     }
     if (status != BITAXON_OK)
         bxn_trainer_release(t);
@@ -448,7 +448,8 @@ static bitaxon_status all_reduce(bxn_trainer *t, double *sums, bitaxon_error *er
     if (status == BITAXON_OK)
         return status;
     return bxn_fail(error, status < 0 && status >= BITAXON_INTERNAL ? status : BITAXON_SYSTEM,
-                    "update %llu: the sum over all machines failed (%d); nothing has changed", (unsigned long long)t->at.step, (int)status);
+                    "update %llu: the sum over all machines failed (%d); nothing has changed",
+                    (unsigned long long)t->at.step, (int)status);
 }
 
 /* One micro-step of each machine, behind those that `sum` and `sums` have. Machine 0 puts its own behind them, the

@@ -23,6 +23,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
     } while (0)
 
 /* A status, and a message whenever it is a failure. */
-#define FUZZ_STATUS(status, error) FUZZ_CHECK((status) >= 0 || ((error)->code == (status) && (error)->message[0] != '\0'))
+#define FUZZ_STATUS(status, error)                                                                                     \
+    FUZZ_CHECK((status) >= 0 || ((error)->code == (status) && (error)->message[0] != '\0'))
 
 #endif

@@ -40,7 +40,10 @@ static void free_slot(slot *s)
 
 static void make_slot(slot *s, bitaxon_cache *cache, int32_t kv, bitaxon_error *error)
 {
-    bitaxon_cache_params cp = { .struct_size = sizeof cp, .max_tokens = MOST, .kv_type = kv, .checkpoint_interval = kv == 2 ? 9 : 0,
+    bitaxon_cache_params cp = { .struct_size = sizeof cp,
+                                .max_tokens = MOST,
+                                .kv_type = kv,
+                                .checkpoint_interval = kv == 2 ? 9 : 0,
                                 .checkpoint_max = 3 };
     free_slot(s);
     if (cache == NULL && bitaxon_cache_create(model, &cp, &cache, error) != BITAXON_OK)
@@ -117,8 +120,15 @@ static void step(input *in, slot *slots, int32_t *kv)
         }
         break;
     }
-    case 9: status = bitaxon_session_score(s->session, tokens, value % 24, &sum, NULL, &error); after += value % 24; break;
-    case 10: bitaxon_session_cancel(s->session); status = bitaxon_session_prefill(s->session, tokens, 1, &error); after += 1; break;
+    case 9:
+        status = bitaxon_session_score(s->session, tokens, value % 24, &sum, NULL, &error);
+        after += value % 24;
+        break;
+    case 10:
+        bitaxon_session_cancel(s->session);
+        status = bitaxon_session_prefill(s->session, tokens, 1, &error);
+        after += 1;
+        break;
     case 11: {
         const bitaxon_logit_bias bias = { value % VOCAB, 2.0f };
         const bitaxon_sampler_params sampler = { .struct_size = sizeof sampler, .temperature = value % 3, .seed = value,
@@ -133,7 +143,9 @@ static void step(input *in, slot *slots, int32_t *kv)
         break;
     }
     case 13: {
-        const bitaxon_generate_params params = { .struct_size = sizeof params, .max_tokens = 1 + value % 9, .top_logprobs = value % 3 };
+        const bitaxon_generate_params params = { .struct_size = sizeof params,
+                                                 .max_tokens = 1 + value % 9,
+                                                 .top_logprobs = value % 3 };
         bitaxon_generate_result result = { .struct_size = sizeof result };
         status = bitaxon_session_generate(s->session, &params, &result, &error);
         after += result.tokens;

@@ -9,7 +9,8 @@ enum { CEILING = 64 << 20, MOST = 512 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const char text[] = "The end,  of 12 things\n\xed\x95\x9c\xea\xb8\x80 \xff\xf0\x9f\x98\x80 <|im_end|>\xe2\x80";
+    static const char text[] =
+        "The end,  of 12 things\n\xed\x95\x9c\xea\xb8\x80 \xff\xf0\x9f\x98\x80 <|im_end|>\xe2\x80";
     char *copy = malloc(size + (size == 0));
     FUZZ_CHECK(copy != NULL);
     memcpy(copy, data, size);
@@ -29,15 +30,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         int32_t ids[MOST];
         char back[4096];
         size_t count = 0, bytes = 0;
-        status = bitaxon_model_tokenize(model, text, sizeof text - 1, BITAXON_TOKENIZE_SPECIAL, ids, MOST, &count, &error);
+        status =
+            bitaxon_model_tokenize(model, text, sizeof text - 1, BITAXON_TOKENIZE_SPECIAL, ids, MOST, &count, &error);
         FUZZ_STATUS(status, &error);
         if (status == BITAXON_OK) {
             FUZZ_CHECK(count <= MOST);
-            status = bitaxon_model_detokenize(model, ids, count, BITAXON_DETOKENIZE_SPECIAL, back, sizeof back, &bytes, &error);
+            status = bitaxon_model_detokenize(model, ids, count, BITAXON_DETOKENIZE_SPECIAL, back, sizeof back, &bytes,
+                                              &error);
             FUZZ_CHECK(status == BITAXON_OK || status == BITAXON_LIMIT);
             bitaxon_text_stream stream = { .struct_size = sizeof stream };
             for (size_t i = 0; i <= count; i++) {
-                status = bitaxon_text_stream_next(model, &stream, i < count ? ids[i] : -1, 0, back, sizeof back, &bytes, &error);
+                status = bitaxon_text_stream_next(model, &stream, i < count ? ids[i] : -1, 0, back, sizeof back, &bytes,
+                                                  &error);
                 FUZZ_CHECK(status == BITAXON_OK || status == BITAXON_LIMIT);
             }
         }

@@ -58,8 +58,22 @@ static void load_corpus(const char *folder)
 /* One change in place; returns the new size. */
 static size_t change(uint8_t *data, size_t size)
 {
-    static const char *const words[] = { "0", "-1", "9223372036854775807", "18446744073709551616", "null", "\"\"", "[]", "{}",
-                                         "1e999", "\"F32\"", "\"U32\"", "true", ",", "\\u0000", "\xff", "4294967296" };
+    static const char *const words[] = { "0",
+                                         "-1",
+                                         "9223372036854775807",
+                                         "18446744073709551616",
+                                         "null",
+                                         "\"\"",
+                                         "[]",
+                                         "{}",
+                                         "1e999",
+                                         "\"F32\"",
+                                         "\"U32\"",
+                                         "true",
+                                         ",",
+                                         "\\u0000",
+                                         "\xff",
+                                         "4294967296" };
     static const uint64_t odd[] = { 0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF,
                                     0x7FFFFFFFFFFFFFFF, 0x8000000000000000, 0xFFFFFFFFFFFFFFFF };
     size_t at = dice(size), n;

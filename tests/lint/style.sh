@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # style.sh - what a reader may count on in every source file: licence line, opening
-# paragraph, no tabs, no trailing blanks, no invisible characters, at most 800 lines, a name
-# that stands once in the tree; no words of unfinished work in the library.
+# paragraph, no tabs, no trailing blanks, no invisible characters, at most 800 lines and in C
+# 120 columns, a name that stands once in the tree; no words of unfinished work in the library.
 . "$(dirname "$0")/../abi/gate.sh"
 cd "$root" || exit 1
 
@@ -39,6 +39,8 @@ empty style/invisible "$tmp/found" "invisible or control characters"
 
 xargs -r wc -l <"$tmp/code" | awk '$2 != "total" && $1 > 800' >"$tmp/found"
 empty style/length "$tmp/found" "files over 800 lines"
+xargs -r awk 'length($0) > 120 { print FILENAME ":" FNR }' <"$tmp/sources" >"$tmp/found"
+empty style/columns "$tmp/found" "lines over 120 columns"
 xargs -r wc -l <"$tmp/files" | awk '$2 ~ /^include\// && $1 > 240' >"$tmp/found"
 empty style/headers "$tmp/found" "public headers over 240 lines"
 

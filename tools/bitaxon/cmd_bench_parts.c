@@ -476,7 +476,8 @@ int bench_measure_decode(bench_run *run, uint64_t context, const char *key, cons
         double before = joules(run);
         uint64_t start = tool_now_ns();
         uint32_t tokens = 0;
-        for (; status == BITAXON_OK && (tokens < DECODE_TOKENS || (tokens < most && tool_now_ns() - start < METERED_NS));
+        for (;
+             status == BITAXON_OK && (tokens < DECODE_TOKENS || (tokens < most && tool_now_ns() - start < METERED_NS));
              tokens++) {
             int32_t token;
             bytes += bench_weights_bytes(&run->facts, 1) +

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* cmd_eval_items.c - `bitaxon eval --choices` and `--questions`: the share of records of a file that a model gets right.
+/* cmd_eval_items.c - `bitaxon eval --choices` and `--questions`: the share of records of a file that a model gets
+ * right.
  *
  *   choices    a question is read once; from a checkpoint behind it each choice is scored by the sum of the
  *              log-probabilities of its tokens, by that sum over its bytes, and by that over its tokens. The

@@ -15,8 +15,8 @@ void bench_outer_products(const bxn_kernels *k, const char *tier, const char *fi
     /* rows and columns of c, rows that are summed, floats between rows of activations */
     static const struct {
         uint32_t rows, cols, tokens, padding;
-    } shapes[] = {{256, 256, 512, 0}, {192, 256, 1024, 16}, {512, 256, 2048, 0}, {1024, 1024, 512, 0}, {2560, 2560, 256, 0},
-                  {8, 2560, 256, 0},  {64, 2560, 256, 0},  {1000, 700, 300, 20}};
+    } shapes[] = { { 256, 256, 512, 0 },   { 192, 256, 1024, 16 }, { 512, 256, 2048, 0 }, { 1024, 1024, 512, 0 },
+                   { 2560, 2560, 256, 0 }, { 8, 2560, 256, 0 },    { 64, 2560, 256, 0 },  { 1000, 700, 300, 20 } };
     if (k->features == 0 || (filter != NULL && strstr("outer_add", filter) == NULL))
         return;
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
