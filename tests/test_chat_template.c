@@ -123,8 +123,7 @@ static void test_expected_ids(void **state)
     free(file.data);
 }
 
-/* ---- spans
- * ----------------------------------------------------------------------------------------- */
+/* ---- spans ------------------------------------------------------------------------------------------- */
 
 static void test_spans(void **state)
 {
@@ -254,8 +253,7 @@ static void test_plain_template(void **state)
     close_tokenizer(&mem, t);
 }
 
-/* ---- injection
- * ------------------------------------------------------------------------------------ */
+/* ---- injection --------------------------------------------------------------------------------------- */
 
 static size_t count_of(const bxn_tokenizer *t, size_t count, const char *token)
 {
@@ -323,8 +321,7 @@ static void test_unmarked_control_token(void **state)
     close_tokenizer(&mem, t);
 }
 
-/* ---- templates as data
- * -------------------------------------------------------------------------------- */
+/* ---- templates as data ------------------------------------------------------------------------------- */
 
 static void test_declared_template(void **state)
 {
@@ -423,8 +420,7 @@ static void test_missing_tokens(void **state)
     close_tokenizer(&mem, t);
 }
 
-/* ---- the public function
- * -------------------------------------------------------------------------------- */
+/* ---- the public function ----------------------------------------------------------------------------- */
 
 static void test_public_chat(void **state)
 {

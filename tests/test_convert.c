@@ -127,8 +127,7 @@ static void test_values(void **state)
     }
 }
 
-/* ---- new
- * -------------------------------------------------------------------------------------------- */
+/* ---- new --------------------------------------------------------------------------------------------- */
 
 static void test_new_small(void **state)
 {
@@ -239,8 +238,7 @@ static void test_new_equals_quantize(void **state)
     remove_tree(floats);
 }
 
-/* ---- arguments and outputs
- * ---------------------------------------------------------------------------------- */
+/* ---- arguments and outputs --------------------------------------------------------------------------- */
 
 static void test_arguments(void **state)
 {
@@ -329,8 +327,7 @@ static void test_new_tokenizer(void **state)
     remove_tree(output);
 }
 
-/* ---- cancel, full disk, no memory
- * ------------------------------------------------------------------------------ */
+/* ---- cancel, full disk, no memory -------------------------------------------------------------------- */
 
 typedef struct stop {
     uint64_t calls, stop_at, last, total;

@@ -45,6 +45,7 @@ typedef struct shape {
 
 typedef struct world {
     shape s;
+    bool kept; /* the backward finds what the forward left */
     array arrays[ARRAYS];
     uint32_t count;
     array *n, *result; /* result: its image is r, its grad dr */
@@ -62,7 +63,7 @@ typedef struct world {
     bxn_kernels kernels;
     bxn_train_pass pass;
     bitaxon_error error;
-    void *memory;
+    void *memory, *left;
 } world;
 
 static const uint64_t tiers[] = TEST_TIERS;
@@ -162,9 +163,10 @@ static bxn_weight add_weight(world *w, projection *p, const char *name, uint32_t
     return weight;
 }
 
-static void world_open(world *w, const shape *s, uint64_t tier, uint32_t threads)
+static void world_open(world *w, const shape *s, uint64_t tier, uint32_t threads, bool kept)
 {
     memset(w, 0, sizeof *w);
+    w->kept = kept;
     counter = 0;
     w->s = *s;
     w->error = (bitaxon_error)BITAXON_ERROR_INIT;
@@ -197,14 +199,18 @@ static void world_open(world *w, const shape *s, uint64_t tier, uint32_t threads
     assert_int_equal(bxn_mem_init(&w->mem, NULL, 0, &w->error), BITAXON_OK);
     assert_int_equal(bxn_pool_create(&w->mem, threads, &w->pool, &w->error), BITAXON_OK);
     bxn_kernels_init(&w->kernels, tier == BITAXON_CPU_NONE ? 0 : tier);
-    size_t bytes = bxn_moe_train_bytes(&w->moe, s->tokens, 3, s->adapter == NO_ADAPTER);
+    const size_t bytes = bxn_moe_train_bytes(&w->moe, s->tokens, 3, kept);
+    const size_t left = kept ? bxn_moe_kept_bytes(&w->moe, s->tokens) : 0;
     w->memory = take(bytes);
+    w->left = take(left);
     memset(w->memory, 0xFF, bytes); /* NaN: whatever is read was written */
+    memset(w->left, 0xFF, left);
     w->pass = (bxn_train_pass){
         .exec = { .kernels = &w->kernels, .pool = w->pool, .phase = BXN_PHASE_PREFILL,
                   .adapters = s->adapter == NO_ADAPTER ? NULL : &w->adapters, .error = &w->error },
         .rows = s->tokens, .documents = &(bxn_document){ 0, s->tokens }, .document_count = 1,
-        .scratch = { .memory = w->memory, .bytes = bytes }, .grads = w->grads, .balance = s->balance,
+        .scratch = { .memory = w->memory, .bytes = bytes }, .kept = { .memory = w->left, .bytes = left },
+        .grads = w->grads, .balance = s->balance,
     };
 }
 
@@ -224,6 +230,7 @@ static void world_close(world *w)
     bxn_pool_free(w->pool);
     assert_int_equal(w->mem.used, 0);
     free(w->memory);
+    free(w->left);
 }
 
 /* ---- the reference ----------------------------------------------------------------------------- */
@@ -335,19 +342,31 @@ static double loss(const world *w)
 
 /* ---- gradients ------------------------------------------------------------------------------------ */
 
+static void check_room(const world *w)
+{
+    assert_int_equal(w->pass.scratch.used, 0);
+    assert_true(w->pass.scratch.most <= w->pass.scratch.bytes);
+    assert_true(w->pass.kept.used == 0 && w->pass.kept.most == w->pass.kept.bytes);
+}
+
 static void run_forward(world *w, float *r)
 {
+    w->pass.keep = w->kept ? BXN_KEEP_LEAVE : BXN_KEEP_NOTHING;
     if (bxn_moe_train(&w->pass, &w->moe, 3, w->n->image, w->n->ld, r, w->n->ld) != BITAXON_OK)
         fail_msg("%s", w->error.message);
-    assert_int_equal(w->pass.scratch.used, 0);
+    check_room(w);
 }
 
 static void run_backward(world *w)
 {
+    if (w->kept) {
+        memset(w->memory, 0xFF, w->pass.scratch.bytes); /* other ops come between the two */
+        w->pass.keep = BXN_KEEP_FIND;
+    }
     if (bxn_moe_backward(&w->pass, &w->moe, 3, w->n->image, w->n->ld, w->result->grad, w->n->ld, w->n->grad,
                          w->n->ld) != BITAXON_OK)
         fail_msg("%s", w->error.message);
-    assert_int_equal(w->pass.scratch.used, 0);
+    check_room(w);
 }
 
 /* The largest error of any array as a part of the array's largest gradient. */
@@ -384,10 +403,10 @@ static double check_gradients(world *w)
     return worst_of_all;
 }
 
-static void check_shape(const shape *s, uint64_t tier, const char *tier_name)
+static void check_way(const shape *s, uint64_t tier, const char *tier_name, bool kept)
 {
     static world w;
-    world_open(&w, s, tier, 2);
+    world_open(&w, s, tier, 2, kept);
     choose(&w);
     size_t ld = w.n->ld;
     float *r = take(s->tokens * ld * sizeof(float));
@@ -410,15 +429,17 @@ static void check_shape(const shape *s, uint64_t tier, const char *tier_name)
     }
     run_backward(&w);
     double part = check_gradients(&w);
-    print_message("X %u, k %u, D %u, I %u, T %u, shared %d, adapter %d, tier %s: result %.2g, gradients %.2g "
+    print_message("X %u, k %u, D %u, I %u, T %u, shared %d, adapter %d, kept %d, tier %s: result %.2g, gradients %.2g "
                   "(bounds 1e-5, 1e-5)\n", s->experts, s->top_k, s->dim, s->inner, s->tokens, s->shared, s->adapter,
-                  tier_name, worst / size, part);
+                  kept, tier_name, worst / size, part);
     assert_true(part <= 1e-5);
     /* Gradients are added to, dn is written. */
     if (s->adapter == NO_ADAPTER) {
         float *dn = take(s->tokens * ld * sizeof(float)), *router = take(s->experts * s->dim * sizeof(float));
         memcpy(dn, w.n->grad, s->tokens * ld * sizeof(float));
         memcpy(router, w.router.w->grad, s->experts * s->dim * sizeof(float));
+        if (kept)
+            run_forward(&w, r); /* what it had left is spent */
         run_backward(&w);
         for (uint32_t t = 0; t < s->tokens; t++)
             assert_memory_equal(dn + t * ld, w.n->grad + t * ld, s->dim * sizeof(float));
@@ -429,6 +450,12 @@ static void check_shape(const shape *s, uint64_t tier, const char *tier_name)
     }
     free(r);
     world_close(&w);
+}
+
+static void check_shape(const shape *s, uint64_t tier, const char *tier_name)
+{
+    check_way(s, tier, tier_name, false);
+    check_way(s, tier, tier_name, true);
 }
 
 static bool tier_present(int tier)
@@ -480,7 +507,7 @@ static void test_threads(void **state)
         float *r[3];
         for (uint32_t threads = 1; threads <= 3; threads++) {
             world *at = &w[threads - 1];
-            world_open(at, &shapes[i], bxn_cpu_detect(), threads);
+            world_open(at, &shapes[i], bxn_cpu_detect(), threads, false);
             r[threads - 1] = take(shapes[i].tokens * at->n->ld * sizeof(float));
             run_forward(at, r[threads - 1]);
             run_backward(at);
@@ -597,7 +624,7 @@ static void test_errors(void **state)
 {
     (void)state;
     static world w;
-    world_open(&w, &(shape){ 4, 2, 12, 10, 9, true, NO_ADAPTER, 0, 0, 0 }, bxn_cpu_detect(), 2);
+    world_open(&w, &(shape){ 4, 2, 12, 10, 9, true, NO_ADAPTER, 0, 0, 0 }, bxn_cpu_detect(), 2, false);
     float *r = take(9 * w.n->ld * sizeof(float));
     w.n->image[7 * w.n->ld + 3] = NAN;
     assert_int_equal(bxn_moe_train(&w.pass, &w.moe, 21, w.n->image, w.n->ld, r, w.n->ld), BITAXON_FORMAT);

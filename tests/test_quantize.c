@@ -22,8 +22,7 @@ static void unload_model(opened *o, bxn_model *model, bxn_loaded *loaded)
     close_files(o);
 }
 
-/* ---- quantize
- * ----------------------------------------------------------------------------------------- */
+/* ---- quantize ---------------------------------------------------------------------------------------- */
 
 /* Codes equal those that MLX made of the same weights, scales after rounding to f16. */
 static void test_quantize_golden(void **state)

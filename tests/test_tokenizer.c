@@ -139,8 +139,7 @@ static void test_external_vocabularies(void **state)
     }
 }
 
-/* ---- there and back
- * ------------------------------------------------------------------------------ */
+/* ---- there and back ---------------------------------------------------------------------------------- */
 
 static void test_round_trip(void **state)
 {
@@ -237,8 +236,7 @@ static void test_lookups(void **state)
     close_tokenizer(&mem, t);
 }
 
-/* ---- end tokens
- * ------------------------------------------------------------------------------------- */
+/* ---- end tokens -------------------------------------------------------------------------------------- */
 
 static bitaxon_status create(bxn_mem *mem, const char *json, const char *config,
                              const char *generation, bxn_tokenizer **t, bitaxon_error *error)
@@ -292,8 +290,7 @@ static void test_end_tokens(void **state)
     free(json.data);
 }
 
-/* ---- hostile files
- * ------------------------------------------------------------------------------------ */
+/* ---- hostile files ----------------------------------------------------------------------------------- */
 
 /* A copy of text with one place replaced. */
 static char *replaced(const char *whole, const char *what, const char *with)
@@ -639,8 +636,7 @@ static void test_exploding_pattern(void **state)
     free(base);
 }
 
-/* ---- time and memory
- * ----------------------------------------------------------------------------------- */
+/* ---- time and memory --------------------------------------------------------------------------------- */
 
 static double seconds(void)
 {

@@ -206,12 +206,12 @@ static void test_told_beforehand(void **state)
         bxn_losses losses;
         training_open(&t, all[i], 2, 0, NULL);
         bxn_model bare = { .config = t.core->config, .tied = t.core->tied }; /* what headers alone tell */
-        size_t told = bxn_runner_bytes(&bare, most_rows(&t), t.rank, t.adapter.dora, t.rank == 0);
+        size_t told = bxn_runner_bytes(&bare, most_rows(&t), t.rank, t.adapter.dora, t.rank == 0, BXN_KEEP_BYTES);
         assert_int_equal(told, t.runner.bytes);
         uint64_t before = atomic_load(&t.model->mem.used);
         bxn_runner_free(&t.runner);
         assert_int_equal(before - atomic_load(&t.model->mem.used), bxn_alloc_cost(told));
-        make_runner(&t, most_rows(&t));
+        make_runner(&t, most_rows(&t), BXN_KEEP_BYTES);
         if (t.rank == 0) {
             uint64_t values = 0, total, active;
             bxn_trainable *other;
@@ -235,30 +235,31 @@ static void test_told_beforehand(void **state)
     }
 }
 
-/* Whether the stream before each sublayer and all ops' buffers are kept, or the mixers' alone, or the stream before
- * each layer alone, does not show: the more rows there is room for, the less is kept. */
+/* Whether the stream before each layer alone is kept, or that before each sublayer and the mixers' buffers, or all
+ * ops', does not show in a bit. */
 static void check_room(const char *name)
 {
     training t;
     bxn_losses losses, again;
     training_open(&t, name, 2, 0, NULL);
     CHECK(first_step(&t, NULL, &losses));
-    assert_true(t.runner.every && t.runner.experts);
+    assert_true(t.runner.every && t.runner.left.experts != 0);
     size_t bytes = t.parameters->floats * sizeof(float);
     float *grad = malloc(bytes);
     assert_non_null(grad);
     memcpy(grad, t.parameters->grad, bytes);
-    for (uint32_t rows = 1024, less = 0; less < 2; rows += rows / 8) {
+    uint32_t found = 0;
+    for (size_t keep = 1024; found != 7; keep += keep / 16) {
         bxn_runner_free(&t.runner);
-        make_runner(&t, rows);
-        uint32_t now = !t.runner.experts + !t.runner.every;
-        assert_true(now == less || now == less + 1);
-        if (now == less)
+        make_runner(&t, most_rows(&t), keep);
+        uint32_t level = t.runner.every + (t.runner.left.experts != 0);
+        if ((found >> level & 1) != 0)
             continue;
-        less = now;
+        found |= 1u << level;
         CHECK(first_step(&t, NULL, &again));
         assert_memory_equal(grad, t.parameters->grad, bytes);
         assert_memory_equal(&losses, &again, sizeof losses);
+        assert_true(t.runner.scratch.most <= t.runner.scratch.bytes);
     }
     free(grad);
     training_close(&t);
@@ -280,7 +281,7 @@ static void test_preset(void **state)
     bxn_model model = { .tied = true };
     CHECK(bxn_preset("bitaxon-3b", &model.config, &error));
     for (int dora = 0; dora < 2; dora++) {
-        double buffers = (double)bxn_runner_bytes(&model, 2048, 8, dora != 0, false);
+        double buffers = (double)bxn_runner_bytes(&model, 2048, 8, dora != 0, false, BXN_KEEP_BYTES);
         print_message("bitaxon-3b, 2048 tokens, rank 8, %s: %.1f MB of buffers\n", dora != 0 ? "DoRA" : "LoRA",
                       buffers / 1e6);
         assert_true(buffers <= 0.855e9);
@@ -302,7 +303,7 @@ static void test_out_of_memory(void **state)
         fault_host_arm(&t.fault, at, false);
         bitaxon_status status = bxn_trainable_create(&t.model->mem, &t.model->core, false, &other, &error);
         if (status == BITAXON_OK)
-            status = bxn_runner_create(&t.model->mem, t.core, 64, 0, false, true, &runner, &error);
+            status = bxn_runner_create(&t.model->mem, t.core, 64, 0, false, true, 0, &runner, &error);
         bool refused = atomic_load(&t.fault.refused) != 0;
         fault_host_disarm(&t.fault);
         assert_int_equal(status, refused ? BITAXON_OUT_OF_MEMORY : BITAXON_OK);
@@ -423,7 +424,7 @@ static double loss_of(const char *directory, const training *like)
     bitaxon_model_params params = { .struct_size = sizeof params, .path = directory, .threads = 2,
                                     .accuracy = BITAXON_ACCURACY_EXACT };
     CHECK(bitaxon_model_open(&params, &model, &error));
-    CHECK(bxn_runner_create(&model->mem, &model->core, most_rows(like), 0, false, false, &runner, &error));
+    CHECK(bxn_runner_create(&model->mem, &model->core, most_rows(like), 0, false, false, 0, &runner, &error));
     for (uint32_t i = 0; i < like->step_count; i++)
         CHECK(bxn_runner_step(&runner, &like->steps[i], &like->objective, NULL, NULL, NULL, &losses, &error));
     bxn_runner_free(&runner);

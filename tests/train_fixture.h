@@ -164,9 +164,9 @@ static UNUSED_OK void start_adapter(training *t)
     t->grads = &t->own_grads;
 }
 
-static UNUSED_OK void make_runner(training *t, uint32_t rows)
+static UNUSED_OK void make_runner(training *t, uint32_t rows, size_t keep)
 {
-    CHECK(bxn_runner_create(&t->model->mem, t->core, rows, t->rank, t->rank != 0 && t->adapter.dora, t->rank == 0,
+    CHECK(bxn_runner_create(&t->model->mem, t->core, rows, t->rank, t->rank != 0 && t->adapter.dora, t->rank == 0, keep,
                             &t->runner, &error));
 }
 
@@ -215,7 +215,7 @@ static UNUSED_OK void training_open(training *t, const char *name, uint32_t thre
         t->parameters = bxn_trainable_parameters(t->trainable);
         t->grads = bxn_trainable_grads(t->trainable);
     }
-    make_runner(t, most_rows(t));
+    make_runner(t, most_rows(t), BXN_KEEP_BYTES);
 }
 
 static UNUSED_OK void training_close(training *t)

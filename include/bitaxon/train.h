@@ -90,9 +90,10 @@ typedef struct bitaxon_trainer_params {
 BITAXON_API bitaxon_status bitaxon_trainer_create(bitaxon_model *model, const bitaxon_trainer_params *params,
                                                   bitaxon_trainer **out, bitaxon_error *error);
 
-/* What to put into `steps` for so many epochs: updates until params->data, packed as the other parameters say, was
- * read so often (all machines together; the last may read on into the next epoch). Nothing is made, `steps` is not read.
+/* What to put into params->steps for so many epochs: updates until params->data, packed as the other parameters say,
+ * was read so often (all machines together; the last may read on into the next epoch). params->steps is not read.
  * Params:    epochs  above 0; those after the 16th are taken to be as long as the mean of these.
+ *            steps   may be that of params.
  * Returns:   as bitaxon_trainer_create for params and data; INVALID_ARGUMENT (epochs; more than 2^53 updates).
  * Thread:    any-thread, while nothing is added to the data.  Since: 0.1 */
 BITAXON_API bitaxon_status bitaxon_trainer_epoch_steps(const bitaxon_trainer_params *params, double epochs,

@@ -109,19 +109,22 @@ bitaxon_status bitaxon_trainer_create(bitaxon_model *model, const bitaxon_traine
     return BITAXON_OK;
 }
 
-/* Micro-steps of so many epochs. */
-static double micro_steps(bxn_packer *packer, double epochs)
+/* Micro-steps of so many epochs. Where the order says nothing of their number, one epoch is counted. */
+static bitaxon_status micro_steps(const bitaxon_dataset *data, const bxn_packing *packing, double epochs, double *sum,
+                                  bitaxon_error *error)
 {
-    enum { COUNTED = 16 };
-    double sum = 0;
-    for (uint64_t epoch = 0; epoch < COUNTED; epoch++) {
+    const uint64_t counted = packing->shuffle && data->params.objective == BITAXON_OBJECTIVE_SFT ? 16 : 1;
+    *sum = 0;
+    for (uint64_t epoch = 0; epoch < counted && (double)epoch < epochs; epoch++) {
         double left = epochs - (double)epoch;
-        if (left <= 0)
-            return sum;
-        double count = (double)bxn_packer_count(packer, epoch);
-        sum += left < 1 ? left * count : count;
+        uint64_t count;
+        bitaxon_status status = bxn_packing_count(data->core, packing, epoch, &count, error);
+        if (status != BITAXON_OK)
+            return status;
+        *sum += left < 1 ? left * (double)count : (double)count;
     }
-    return epochs > COUNTED ? sum * epochs / COUNTED : sum;
+    *sum *= epochs > (double)counted ? epochs / (double)counted : 1;
+    return BITAXON_OK;
 }
 
 bitaxon_status bitaxon_trainer_epoch_steps(const bitaxon_trainer_params *params, double epochs, uint64_t *steps,
@@ -132,7 +135,7 @@ bitaxon_status bitaxon_trainer_epoch_steps(const bitaxon_trainer_params *params,
     *steps = 0;
     bitaxon_trainer_params p;
     bxn_packing packing;
-    bxn_packer *packer = NULL;
+    double micro = 0;
     if (!(epochs > 0 && isfinite(epochs)))
         return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "epochs is %g, must be above 0", epochs);
     bitaxon_status status = copy_params(params, &p, error);
@@ -144,15 +147,14 @@ bitaxon_status bitaxon_trainer_epoch_steps(const bitaxon_trainer_params *params,
     }
     if (status != BITAXON_OK)
         return status;
-    bxn_trainer_packing(&p, separator(p.data->model), &packing);
-    status = bxn_packer_create(&p.data->model->mem, p.data->core, &packing, &packer, error);
+    bxn_trainer_packing(&p, 0, &packing); /* whatever the separator is */
+    status = micro_steps(p.data, &packing, epochs, &micro, error);
     if (status != BITAXON_OK)
         return status;
-    double updates = ceil(micro_steps(packer, epochs) / ((double)p.accumulate * p.machines) - 1e-9);
-    bxn_packer_free(packer);
+    double updates = micro / ((double)p.accumulate * p.machines) - 1e-9;
     if (updates > 0x1p53)
         return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "%g epochs are %g updates", epochs, updates);
-    *steps = updates < 1 ? 1 : (uint64_t)updates;
+    *steps = updates > 0 ? (uint64_t)updates + 1 : 1;
     return BITAXON_OK;
 }
 

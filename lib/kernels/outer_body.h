@@ -9,9 +9,13 @@
  *   outer_stride(width)           floats from row to row of a panel of so many columns
  *   outer_turn(in, ld, k, out)    out[j][t] = in[t][j], t < OUTER_LANES, j < k, a multiple of 4;
  *                                 rows of out are 128 floats apart and aligned
- *   outer_direct(width, ldq)      whether rows of q can be the panel as they lie
- *   outer_panel(panel, stride, width, depth, mm, c) the panel product, adding. */
+ *   outer_panel(panel, stride, width, depth, mm, c) the panel product, adding
+ *   OUTER_IN_PLACE(width, ldq)    whether rows of q can be the panel as they lie; without it they are copied. */
 #include <string.h>
+
+#ifndef OUTER_IN_PLACE
+#define OUTER_IN_PLACE(width, ldq) false
+#endif
 
 enum {
     OUTER_DEPTH = BXN_UNIT_COLS, /* rows t of a panel: one chain of sums */
@@ -43,7 +47,7 @@ static void outer_block(const bxn_outer_args *args, uint32_t i_begin, uint32_t i
             const uint32_t stride = outer_stride(width);
             const float *q = args->q + first * args->ldq + j;
             float *c = args->c + i_begin * args->ldc + j;
-            if (outer_direct(width, args->ldq)) {
+            if (OUTER_IN_PLACE(width, args->ldq)) {
                 outer_panel(q, args->ldq, width, depth, &mm, c);
                 continue;
             }

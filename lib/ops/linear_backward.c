@@ -9,10 +9,11 @@
 #include <string.h>
 
 enum {
-    PLAIN = 512, /* rows of a product with floats: fewer regions than tiles, and rows that still fit the second cache */
+    PLAIN = 512, /* rows of a product with floats: fewer regions than tiles */
     BLOCK = 256, /* rows whose adapter parts are computed together */
-    PART = 128,  /* rows of one range of dX; of codes, which are decoded for each, PACKED_PART */
-    PACKED_PART = 256,
+    PART = 128,  /* rows of one range of dX */
+    WIDE_PART = 256, /* the same of codes, which are decoded for each, where WIDE_COLS leave ranges enough for threads */
+    WIDE_COLS = 2048,
     PARTS = 32,    /* ranges of dX in one region, where there is no adapter */
     LOW_ROWS = 32, /* rows of one task of adapter parts */
     WIDE = 480,    /* columns of c in one range of an outer product */
@@ -42,7 +43,7 @@ void bxn_dropout(const bxn_adapters *adapters, uint32_t id, uint64_t row, const 
 
 /* ---- forward -------------------------------------------------------------------------------- */
 
-/* Of a workspace for one product of a tile. */
+/* Of a workspace for one product of a tile, or of PLAIN rows with floats alone, which takes nothing of it. */
 static bxn_workspace take_inputs(bxn_scratch *scratch, const bxn_weight *w, uint32_t rank)
 {
     size_t tiled = bxn_tiled_input_bytes(w->cols, BXN_TILE, BXN_TILE / 16);
@@ -80,6 +81,7 @@ bitaxon_status bxn_train_linear(bxn_train_pass *pass, const bxn_weight *w, const
     }
     bitaxon_status status = BITAXON_OK;
     const uint32_t most = w->kind == BXN_WEIGHT_DENSE && rank_of(exec.adapters, w) == 0 ? PLAIN : BXN_TILE;
+    assert(most == BXN_TILE || w->xq == BXN_XQ_NONE);
     for (uint32_t t = 0, count; t < rows && status == BITAXON_OK; t += count) {
         count = rows - t < most ? rows - t : most;
         status = bxn_linear(&exec, w, x + t * ldx, ldx, count, y + t * ldy, ldy);
@@ -325,7 +327,7 @@ bitaxon_status bxn_linear_backward(bxn_train_pass *pass, const bxn_weight *w, co
     }
     block_context c = { .exec = exec, .w = w, .lora = lora, .grads = grads, .ldx = ldx, .ldy = ldy, .lddy = lddy,
                         .lddz = lddy, .lddx = lddx, .add = add,
-                        .part = w->kind == BXN_WEIGHT_PACKED ? PACKED_PART : PART };
+                        .part = w->kind == BXN_WEIGHT_PACKED && w->cols >= WIDE_COLS ? WIDE_PART : PART };
     if (lora != NULL)
         take_block(&c, &pass->scratch, rows < BLOCK ? rows : BLOCK, lora->rank, lora->gain != NULL,
                    adapters->dropout > 0);

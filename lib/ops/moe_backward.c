@@ -3,7 +3,7 @@
  * micro-step, and the backward (spec 5, appendix B). Called by the pass through the whole model.
  *
  * Pairs of a token and one of its experts are grouped by expert. Experts are taken in waves: as many as have
- * no more pairs than there are tokens (an expert never has more), so that buffers of hidden rows are
+ * no more pairs than there are tokens (an expert never has more), so that a wave's buffers of hidden rows are
  * those of the tokens, and many small experts still share a parallel region. Results of experts are added
  * to a token in the order of its picks, as in moe.c, to the bit; gradients of the input wave by wave.
  *
@@ -37,8 +37,8 @@ typedef struct moe_run {
     /* hidden rows of a wave or of the shared expert */
     bxn_workspace inputs; /* what products of a list read of quantised weights' inputs, nothing else */
     float *x;       /* [rows, D] gathered input */
-    float *a, *b;   /* [rows, I]: where they are kept, a part of these: */
-    float *all_a, *all_b; /* [rows of the shared expert, then pairs, I] */
+    float *a, *b;   /* [rows, I] of the wave, in all_a and all_b */
+    float *all_a, *all_b; /* [rows, I]; kept: [rows of the shared expert, then all pairs, I] */
     float *h;       /* forward: [rows, I], in the place of a where that is not kept */
     float *e;       /* forward: [pairs, D] results of experts */
     float *da, *db; /* backward: [rows, I] */
@@ -110,15 +110,14 @@ static void pair_rows(moe_run *c, uint32_t pair)
     c->b = c->all_b + at;
 }
 
-size_t bxn_moe_train_bytes(const bxn_moe *p, uint32_t rows, uint32_t rank, bool full)
+size_t bxn_moe_train_bytes(const bxn_moe *p, uint32_t rows, uint32_t rank, bool kept)
 {
-    (void)full;
     const bxn_weight *weights[] = { &p->router, &p->gate[0], &p->up[0], &p->down[0], &p->shared_gate,
                                     &p->shared_gate_proj, &p->shared_up_proj, &p->shared_down_proj };
     moe_run c = { .p = p, .rows = rows };
-    bxn_scratch forward = { 0 }, backward = { 0 };
-    take(&c, &forward, &forward, false, false);
-    take(&c, &backward, &backward, false, true);
+    bxn_scratch forward = { 0 }, backward = { 0 }, home = { 0 };
+    take(&c, kept ? &home : &forward, &forward, kept, false);
+    take(&c, kept ? &home : &backward, &backward, kept, true);
     size_t products = 0;
     for (uint32_t i = 0; i < (p->shared ? 8 : 4); i++)
         products = larger(products, bxn_train_linear_bytes(weights[i], rank, rows));

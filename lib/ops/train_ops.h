@@ -140,10 +140,11 @@ bitaxon_status bxn_attention_backward(bxn_train_pass *pass, const bxn_attention 
 bitaxon_status bxn_moe_backward(bxn_train_pass *pass, const bxn_moe *p, uint32_t layer, const float *n, size_t ldn,
                                 float *dr, size_t lddr, float *dn, size_t lddn);
 /* Scratch that forward and backward need for at most `rows` rows; rank: of the adapter, 0 none;
- * magnitudes: it is DoRA; full: weights train. That of experts looks at whether they are packed. */
+ * magnitudes: it is DoRA; full: weights train; kept: besides bxn_moe_kept_bytes. That of experts looks at whether they
+ * are packed. */
 size_t bxn_ssm_train_bytes(const bxn_ssm *p, uint32_t rows, uint32_t rank, bool magnitudes, bool full);
 size_t bxn_attention_train_bytes(const bxn_attention *p, uint32_t rows, uint32_t rank, bool full);
-size_t bxn_moe_train_bytes(const bxn_moe *p, uint32_t rows, uint32_t rank, bool full);
+size_t bxn_moe_train_bytes(const bxn_moe *p, uint32_t rows, uint32_t rank, bool kept);
 /* Bytes of `kept` that a forward may leave. */
 size_t bxn_ssm_kept_bytes(const bxn_ssm *p, uint32_t rows);
 size_t bxn_attention_kept_bytes(const bxn_attention *p, uint32_t rows);

@@ -443,8 +443,7 @@ static bitaxon_status place_all_added(load *l, size_t *used)
     return status;
 }
 
-/* ---- merges
- * ---------------------------------------------------------------------------------------- */
+/* ---- merges ------------------------------------------------------------------------------------------ */
 
 /* The two parts of merge i: "a b" or ["a", "b"]. */
 static bitaxon_status merge_parts(load *l, size_t i, json_t *merge, const char **left,
@@ -540,8 +539,7 @@ static bitaxon_status load_merges(load *l)
     return BITAXON_OK;
 }
 
-/* ---- the document
- * ------------------------------------------------------------------------------------ */
+/* ---- the document ------------------------------------------------------------------------------------ */
 
 /* The value at key is absent, null, false or 0, or an empty string. */
 static bitaxon_status need_off(load *l, json_t *model, const char *key)
@@ -635,8 +633,7 @@ static bitaxon_status load_document(load *l, json_t *root)
     return status;
 }
 
-/* ---- a tokenizer's life
- * -------------------------------------------------------------------------------------- */
+/* ---- a tokenizer's life ------------------------------------------------------------------------------ */
 
 static bitaxon_status parse_optional(load *l, const char *text, size_t bytes, const char *what,
                                      bxn_json *out)

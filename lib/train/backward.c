@@ -2,15 +2,13 @@
 /* backward.c - one micro-step through the whole model: forward, loss, backward. Called by the trainer.
  * Of the forward only the residual stream before every second sublayer is kept; everything else is computed
  * again by the backward of each op, and so is the stream between: the buffers of the mixer that is run again
- * for it stay until its own backward. Where that is little, the stream before each sublayer and the buffers of
- * all mixers are kept, and where it is still little, those of all experts. The choice does not show in a bit.
+ * for it stay until its own backward. Where there is room (`keep`), the stream before each sublayer and the buffers of
+ * all mixers are kept, and with more room those of all experts. The choice does not show in a bit.
  * All buffers lie in one block of a size that follows from the configuration (bxn_runner_bytes), so that a
  * step allocates nothing. Whatever the number of threads, every sum has one order. */
 #include <string.h>
 
 #include "train/bxn_train.h"
-
-#define KEEP_BYTES ((size_t)512 << 20) /* of the stream before all sublayers and all ops' buffers */
 
 /* ---- buffers -------------------------------------------------------------------------------- */
 
@@ -52,32 +50,37 @@ static void ops_of(const bxn_config *config, bxn_ssm *ssm, bxn_attention *attent
                                   .o_proj = shape(D, D) };
 }
 
-/* What the mixers and experts of layers may leave. */
-typedef struct leavings {
-    size_t ssm, attention, experts;
-} leavings;
+/* What the ops of the first `layers` layers leave for their backwards, as far as it is kept. */
+static size_t left_by(const bxn_config *config, const bxn_left *left, uint32_t layers)
+{
+    size_t bytes = 0;
+    for (uint32_t i = 0; i < layers; i++) {
+        bxn_layer_kind kind = bxn_config_layer(config, i);
+        bytes += kind == BXN_LAYER_SWA_MOE ? left->attention : left->ssm;
+        bytes += kind != BXN_LAYER_SSM ? left->experts : 0;
+    }
+    return bytes;
+}
 
-static leavings leavings_of(const bxn_config *config, uint32_t rows)
+/* How much is kept of a pass whose streams before all sublayers take `streams` bytes; bytes of what ops leave. */
+static size_t choose(const bxn_config *config, uint32_t rows, size_t streams, size_t keep, bxn_runner *runner)
 {
     bxn_ssm ssm;
     bxn_attention attention;
     bxn_moe moe;
     bxn_weight in, out;
     ops_of(config, &ssm, &attention, &moe, &in, &out);
-    return (leavings){ bxn_ssm_kept_bytes(&ssm, rows), bxn_attention_kept_bytes(&attention, rows),
-                       bxn_moe_kept_bytes(&moe, rows) };
-}
-
-/* Those of the first `layers` layers, with or without experts. */
-static size_t left_by(const bxn_config *config, const leavings *leaves, uint32_t layers, bool experts)
-{
-    size_t bytes = 0;
-    for (uint32_t i = 0; i < layers; i++) {
-        bxn_layer_kind kind = bxn_config_layer(config, i);
-        bytes += kind == BXN_LAYER_SWA_MOE ? leaves->attention : leaves->ssm;
-        bytes += experts && kind != BXN_LAYER_SSM ? leaves->experts : 0;
+    runner->left = (bxn_left){ bxn_ssm_kept_bytes(&ssm, rows), bxn_attention_kept_bytes(&attention, rows),
+                               bxn_moe_kept_bytes(&moe, rows) };
+    size_t bytes = left_by(config, &runner->left, config->num_layers);
+    if (streams + bytes > keep) {
+        runner->left.experts = 0;
+        bytes = left_by(config, &runner->left, config->num_layers);
     }
-    return bytes;
+    runner->every = streams + bytes <= keep;
+    if (!runner->every)
+        runner->left = (bxn_left){ 0 };
+    return runner->every ? bytes : 0;
 }
 
 /* Scratch that the largest op of the model takes, whatever form its weights have; where mixers run again, with room
@@ -111,7 +114,7 @@ static size_t scratch_bytes(const bxn_config *config, uint32_t rows, uint32_t ra
         size_t leaves = attends ? bxn_attention_kept_bytes(&attention, rows) : bxn_ssm_kept_bytes(&ssm, rows);
         bytes = most(bytes, runner->every ? mixer - leaves : mixer);
         if (kind != BXN_LAYER_SSM) {
-            size_t experts = bxn_moe_train_bytes(&moe, rows, rank, full);
+            size_t experts = bxn_moe_train_bytes(&moe, rows, rank, runner->left.experts != 0);
             bytes = most(bytes, experts);
             left = most(left, leaves);
             beside = most(beside, most(mixer - leaves, experts));
@@ -131,7 +134,7 @@ static uint32_t single_layers(const bxn_config *config)
 }
 
 /* Walks the table twice: first with memory NULL to add up, then to place. */
-static size_t place(const bxn_config *config, uint32_t rows, uint32_t rank, bool magnitudes, bool full,
+static size_t place(const bxn_config *config, uint32_t rows, uint32_t rank, bool magnitudes, bool full, size_t keep,
                     bxn_runner *runner)
 {
     runner->ld_d = bxn_train_ld(config->hidden_dim);
@@ -140,12 +143,7 @@ static size_t place(const bxn_config *config, uint32_t rows, uint32_t rank, bool
     uint32_t sublayers = 2 * config->num_layers - runner->single;
     uint32_t kept = config->num_layers - runner->single / 2; /* of single layers every other */
     size_t d = rows * runner->ld_d * sizeof(float), wide = most(d, rows * runner->ld_s * sizeof(float));
-    leavings leaves = leavings_of(config, rows);
-    size_t left = left_by(config, &leaves, config->num_layers, false);
-    size_t with_experts = left_by(config, &leaves, config->num_layers, true);
-    runner->every = sublayers * d + left <= KEEP_BYTES;
-    runner->experts = sublayers * d + with_experts <= KEEP_BYTES;
-    left = runner->experts ? with_experts : left;
+    size_t left = choose(config, rows, sublayers * d, keep, runner);
     runner->scratch.bytes = scratch_bytes(config, rows, rank, magnitudes, full, runner);
     const struct {
         void *slot; /* of the pointer to set */
@@ -160,7 +158,7 @@ static size_t place(const bxn_config *config, uint32_t rows, uint32_t rank, bool
         { &runner->logp, rows * sizeof(float) },
         { &runner->coefficient, rows * sizeof(float) },
         { &runner->scratch.memory, runner->scratch.bytes },
-        { &runner->left, runner->every ? left : 0 },
+        { &runner->left_memory, left },
     };
     size_t offset = 0;
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
@@ -172,16 +170,16 @@ static size_t place(const bxn_config *config, uint32_t rows, uint32_t rank, bool
     return offset;
 }
 
-size_t bxn_runner_bytes(const bxn_model *model, uint32_t rows, uint32_t rank, bool magnitudes, bool full)
+size_t bxn_runner_bytes(const bxn_model *model, uint32_t rows, uint32_t rank, bool magnitudes, bool full, size_t keep)
 {
     bxn_runner runner = { 0 };
-    return place(&model->config, rows, rank, magnitudes, full, &runner);
+    return place(&model->config, rows, rank, magnitudes, full, keep, &runner);
 }
 
 bitaxon_status bxn_runner_create(bxn_mem *mem, const bxn_model *model, uint32_t rows, uint32_t rank, bool magnitudes,
-                                 bool full, bxn_runner *out, bitaxon_error *error)
+                                 bool full, size_t keep, bxn_runner *out, bitaxon_error *error)
 {
-    size_t bytes = bxn_runner_bytes(model, rows, rank, magnitudes, full);
+    size_t bytes = bxn_runner_bytes(model, rows, rank, magnitudes, full, keep);
     memset(out, 0, sizeof *out);
     bitaxon_status status = bxn_alloc(mem, bytes, "training buffers", &out->memory, error);
     if (status != BITAXON_OK)
@@ -191,7 +189,7 @@ bitaxon_status bxn_runner_create(bxn_mem *mem, const bxn_model *model, uint32_t 
     out->pool = model->pool;
     out->rows = rows;
     out->bytes = bytes;
-    place(&model->config, rows, rank, magnitudes, full, out);
+    place(&model->config, rows, rank, magnitudes, full, keep, out);
     return BITAXON_OK;
 }
 
@@ -346,17 +344,17 @@ static bitaxon_status op_backward(run *r, const bxn_sublayer *sub, const bxn_sub
     return bxn_moe_backward(&r->pass, &sub->u.moe, sub->layer, b->n, r->ld, b->dx, r->ld, b->dn, r->ld);
 }
 
-/* Where everything is kept: this op's buffers are left for its backward, or found by that. */
+/* Where buffers of ops of its kind are kept: this one's are left for its backward, or found by that. Experts are the last
+ * of their layer. */
 static void use_left(run *r, const bxn_sublayer *sub, bxn_keep keep)
 {
     const bxn_config *config = &r->model->config;
-    const bool experts = sub->op == BXN_OP_MOE;
-    if (!(experts ? r->runner->experts : r->runner->every))
+    const bxn_left *left = &r->runner->left;
+    size_t bytes = sub->op == BXN_OP_SSM ? left->ssm : sub->op == BXN_OP_ATTENTION ? left->attention : left->experts;
+    if (bytes == 0)
         return;
-    leavings leaves = leavings_of(config, r->runner->rows);
-    size_t bytes = experts ? leaves.experts : sub->op == BXN_OP_SSM ? leaves.ssm : leaves.attention;
-    size_t at = left_by(config, &leaves, sub->layer + experts, r->runner->experts) - (experts ? bytes : 0);
-    r->pass.kept = (bxn_scratch){ .memory = r->runner->left + at, .bytes = bytes };
+    size_t at = sub->op == BXN_OP_MOE ? left_by(config, left, sub->layer + 1) - bytes : left_by(config, left, sub->layer);
+    r->pass.kept = (bxn_scratch){ .memory = r->runner->left_memory + at, .bytes = bytes };
     r->pass.keep = keep;
 }
 
@@ -576,8 +574,8 @@ bitaxon_status bxn_runner_step(bxn_runner *runner, const bxn_micro_step *step, c
     status = forward(&r);
     if (status == BITAXON_OK)
         status = objective->kind == BXN_OBJECTIVE_ORPO ? orpo_loss(&r, objective, &sums) : sft_loss(&r, &sums);
-    r.pass.balance *=
-        units_per_row(step, objective, &sums, losses); /* an update divides by units, the op's is per row */
+    /* An update divides by units, the op's is per row. */
+    r.pass.balance *= units_per_row(step, objective, &sums, losses);
     if (status == BITAXON_OK && grads != NULL)
         status = backward(&r);
     bxn_float_leave(mode);

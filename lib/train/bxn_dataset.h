@@ -74,6 +74,8 @@ uint32_t bxn_packer_rows(const bxn_packer *packer); /* most that a micro-step ha
  * end of an epoch the next begins (loop), or step->rows is 0. */
 bitaxon_status bxn_packer_next(bxn_packer *packer, bxn_cursor *cursor, bool loop, bxn_micro_step *step,
                                bitaxon_error *error);
-uint64_t bxn_packer_count(bxn_packer *packer, uint64_t epoch); /* micro-steps of an epoch, of all machines together */
+/* Micro-steps of an epoch, of all machines together. Errors as of bxn_packer_create, but for memory. */
+bitaxon_status bxn_packing_count(const bxn_dataset *dataset, const bxn_packing *packing, uint64_t epoch,
+                                 uint64_t *count, bitaxon_error *error);
 
 #endif

@@ -95,6 +95,11 @@ typedef struct bxn_model_grads {
     float *final_norm;
 } bxn_model_grads;
 
+/* Bytes that an op of each kind leaves of its forward for its backward; 0: nothing is kept. */
+typedef struct bxn_left {
+    size_t ssm, attention, experts;
+} bxn_left;
+
 /* Buffers of passes of at most `rows` rows through one model. */
 typedef struct bxn_runner {
     bxn_mem *mem;
@@ -105,12 +110,12 @@ typedef struct bxn_runner {
     void *memory;
     size_t bytes;
     bxn_scratch scratch; /* of ops */
-    size_t kept; /* bytes at its start for buffers of a mixer's second forward, until its backward; 0 with `every` */
+    size_t kept;     /* bytes at its start for a mixer's second forward, until its backward; 0 with `every` */
     uint32_t single; /* layers of one sublayer, the first ones */
-    bool every; /* the stream before every sublayer and the mixers' buffers are kept; else before every second one */
-    bool experts;    /* and the experts' buffers; `every` holds then, too */
-    unsigned char *left; /* buffers of forwards for their backwards, with `every` */
-    float *x;        /* what is kept of it, [*][rows, D] */
+    bool every;      /* the stream before every sublayer is kept, and what `left` says; else before every second one */
+    bxn_left left;
+    unsigned char *left_memory;
+    float *x;        /* what is kept of the stream, [*][rows, D] */
     float *mid;      /* the stream after the last sublayer, and before those that do not keep it */
     float *n;        /* input of an op */
     float *dx, *dn;  /* gradients of the stream and of the input of an op */
@@ -120,11 +125,14 @@ typedef struct bxn_runner {
     float *logp, *coefficient;
 } bxn_runner;
 
+/* Most bytes of streams and ops' buffers that are kept so as not to be computed twice. */
+#define BXN_KEEP_BYTES ((size_t)512 << 20)
+
 /* Bytes that bxn_runner_create will allocate, from the configuration of the model alone. */
-size_t bxn_runner_bytes(const bxn_model *model, uint32_t rows, uint32_t rank, bool magnitudes, bool full);
-/* rank: of the adapter that trains, 0 none; magnitudes: it is DoRA; full: weights and vectors train. */
+size_t bxn_runner_bytes(const bxn_model *model, uint32_t rows, uint32_t rank, bool magnitudes, bool full, size_t keep);
+/* rank: of the adapter that trains, 0 none; magnitudes: it is DoRA; full: weights and vectors train; keep: BXN_KEEP_BYTES. */
 bitaxon_status bxn_runner_create(bxn_mem *mem, const bxn_model *model, uint32_t rows, uint32_t rank, bool magnitudes,
-                                 bool full, bxn_runner *out, bitaxon_error *error);
+                                 bool full, size_t keep, bxn_runner *out, bitaxon_error *error);
 void bxn_runner_free(bxn_runner *runner);
 /* Forward, loss, backward of one micro-step. grads NULL: evaluation, no backward and no dropout. Adds to
  * losses and gradients. CANCELLED, FORMAT (a router's value is not finite), SYSTEM: gradients are spoilt. */

@@ -296,14 +296,22 @@ bitaxon_status bxn_packer_next(bxn_packer *p, bxn_cursor *cursor, bool loop, bxn
     return BITAXON_OK;
 }
 
-uint64_t bxn_packer_count(bxn_packer *p, uint64_t epoch)
+bitaxon_status bxn_packing_count(const bxn_dataset *dataset, const bxn_packing *packing, uint64_t epoch,
+                                 uint64_t *count, bitaxon_error *error)
 {
+    uint64_t rows;
+    bxn_packer p = {.dataset = dataset, .packing = *packing, .pairs = dataset->params.objective == BXN_OBJECTIVE_ORPO};
     bxn_cursor at = {epoch, 0};
-    for (uint64_t count = 0;; count++) {
-        bool ended; /* a cursor that was moved here is always found, and nothing is read that could fail */
-        (void)find(p, &at, &ended, NULL);
-        if (ended)
-            return count;
-        (void)advance(p, &at, false, NULL);
+    bool ended = false;
+    *count = 0;
+    bitaxon_status status = check(dataset, packing, &rows, error);
+    while (status == BITAXON_OK) { /* only lengths are looked at: p needs no buffers */
+        status = find(&p, &at, &ended, error);
+        if (status == BITAXON_OK && ended)
+            break;
+        if (status == BITAXON_OK)
+            status = advance(&p, &at, false, error);
+        ++*count;
     }
+    return status;
 }

@@ -300,5 +300,5 @@ void bxn_trainer_measure(const bxn_model *model, const bitaxon_trainer_params *p
                             bxn_alloc_cost(model->weight_count * sizeof(bxn_weight_grads));
     }
     out->pass_bytes = bxn_alloc_cost(bxn_runner_bytes(model, rows, full ? 0 : p->rank,
-                                                      p->method == BITAXON_TRAIN_DORA, full));
+                                                      p->method == BITAXON_TRAIN_DORA, full, BXN_KEEP_BYTES));
 }

@@ -177,7 +177,7 @@ bitaxon_status bxn_trainer_init(bxn_trainer *t, bxn_mem *mem, const bxn_model *m
         if (t->validation_packer != NULL && bxn_packer_rows(t->validation_packer) > rows)
             rows = bxn_packer_rows(t->validation_packer);
         status = bxn_runner_create(mem, t->model, rows, full ? 0 : t->adapter.rank, !full && t->adapter.dora, full,
-                                   &t->runner, error);
+                                   BXN_KEEP_BYTES, &t->runner, error);
     }
     if (status != BITAXON_OK)
         bxn_trainer_release(t);

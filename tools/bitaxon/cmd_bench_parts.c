@@ -476,13 +476,13 @@ int bench_measure_decode(bench_run *run, uint64_t context, const char *key, cons
         double before = joules(run);
         uint64_t start = tool_now_ns();
         uint32_t tokens = 0;
-        for (;
-             status == BITAXON_OK && (tokens < DECODE_TOKENS || (tokens < most && tool_now_ns() - start < METERED_NS));
-             tokens++) {
+        while (status == BITAXON_OK &&
+               (tokens < DECODE_TOKENS || (tokens < most && tool_now_ns() - start < METERED_NS))) {
             int32_t token;
             bytes += bench_weights_bytes(&run->facts, 1) +
                      cache_bytes(&run->facts, bitaxon_session_position(run->session));
             status = bitaxon_session_decode(run->session, &token, &error);
+            tokens++;
         }
         double seconds = (double)(tool_now_ns() - start) * 1e-9;
         bench_watch(NULL);

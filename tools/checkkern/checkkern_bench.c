@@ -330,8 +330,7 @@ static void bench_attention(const subject *s, bxn_kv_type type, uint32_t queries
     free(out);
 }
 
-/* ---- elementwise
- * --------------------------------------------------------------------------------- */
+/* ---- elementwise ------------------------------------------------------------------------------------- */
 
 #define LENGTH 2560u
 #define CALLS 2000u

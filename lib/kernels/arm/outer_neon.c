@@ -27,14 +27,7 @@ static inline void outer_turn(const float *in, size_t ld, uint32_t count, float 
             out[k * PANEL_DEPTH + t] = in[t * ld + k];
 }
 
-/* Panels are of one stride. */
-static inline bool outer_direct(uint32_t width, size_t ldq)
-{
-    (void)width;
-    (void)ldq;
-    return false;
-}
-
+/* The product knows one stride of panels, that of its own. */
 static inline void outer_panel(const float *panel, size_t stride, uint32_t width, uint32_t depth,
                                const bxn_mm_args *mm, float *c)
 {

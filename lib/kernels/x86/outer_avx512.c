@@ -8,6 +8,8 @@
 
 #define OUTER_COLUMNS PANEL_COLUMNS
 #define OUTER_LANES 16
+/* Not where rows of q are read beyond the columns asked for, or all meet in few sets of the first cache. */
+#define OUTER_IN_PLACE(width, ldq) ((width) % 16 == 0 && (ldq) % 128 != 0)
 
 /* Panels of 48, but none of 16 at the end where it can be avoided. */
 static inline uint32_t outer_width(uint32_t left)
@@ -24,12 +26,6 @@ static inline uint32_t outer_stride(uint32_t width)
 static inline void outer_turn(const float *in, size_t ld, uint32_t count, float *out)
 {
     bxn_panel_transpose_avx512(in, ld, count, out, PANEL_DEPTH);
-}
-
-/* Rows of q are a panel as they lie, but where all of them would meet in few sets of the first cache. */
-static inline bool outer_direct(uint32_t width, size_t ldq)
-{
-    return width % 16 == 0 && ldq % 128 != 0;
 }
 
 static inline void outer_panel(const float *panel, size_t stride, uint32_t width, uint32_t depth,
