@@ -90,5 +90,7 @@ sort -u "$tmp/run" >"$tmp/done"
 same examples/all "$tmp/there" "$tmp/done" "examples there (left) and run (right)"
 wc -l "$root"/examples/*.c "$root"/examples/*.py | awk '$2 != "total" && $1 >= 120' >"$tmp/long"
 empty examples/short "$tmp/long" "examples of 120 lines or more"
+if [ "$(wc -l <"$root/examples/finetune.c")" -le 80 ]; then pass examples/finetune-short; else
+    fail examples/finetune-short "more than 80 lines"; fi
 
 finish

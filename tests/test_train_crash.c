@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_train_crash.c - a run of 200 updates that is killed (SIGKILL) at random moments, 100 times in all, each time
- * gone on with by a new process, from the newest checkpoint that was in place or a later one: the adapter's file at its
- * end has the bytes of a run that was never killed.
+/* test_train_crash.c - runs of 200 updates that are killed (SIGKILL) at random moments, 100 times in all, each time
+ * gone on with by a new process with another number of threads, from the newest checkpoint that was in place or a later
+ * one: the file at the end, of the adapter or the model, has the bytes of a run that was never killed.
  * The processes are this program again. */
 #include "trainer_fixture.h"
 
@@ -13,21 +13,35 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { UPDATES = 200, KILLS = 100 };
+enum { UPDATES = 200, KILLS = 100, KINDS = 3 };
+
+static const struct kind {
+    const char *name, *model, *result;
+    int32_t method, objective, optimizer;
+    uint32_t accumulate;
+} kinds[KINDS] = {
+    { "DoRA on 4 bits, two micro-steps", QUANTISED, "adapter.safetensors", BITAXON_TRAIN_DORA, BITAXON_OBJECTIVE_SFT,
+      0, 2 },
+    { "LoRA on pairs", QUANTISED, "adapter.safetensors", BITAXON_TRAIN_LORA, BITAXON_OBJECTIVE_ORPO, 0, 1 },
+    { "all parameters, Muon", FLOAT_MODEL, "model/model.safetensors", BITAXON_TRAIN_FULL, BITAXON_OBJECTIVE_SFT,
+      BITAXON_OPTIMIZER_MUON, 1 },
+};
 
 /* The run in a process of its own: goes on from what is in `folder`, which has a checkpoint of update `newest` (-1: may
- * have none), and writes the adapter when it is done. */
-static int train(const char *folder, long newest)
+ * have none), and writes the result when it is done. */
+static int train(const char *folder, long newest, const struct kind *kind, uint32_t threads)
 {
     char home[600], last[600];
     snprintf(home, sizeof home, "%s/run", folder);
-    snprintf(last, sizeof last, "%s/adapter.safetensors", folder);
-    bitaxon_model *model = open_model(QUANTISED, 1, NULL);
-    bitaxon_dataset *data = count_up(model, BITAXON_OBJECTIVE_SFT, 20, 1);
-    bitaxon_trainer_params p = small_run(data, BITAXON_TRAIN_DORA, UPDATES);
-    p.targets = "q_proj,in_proj";
+    bool full = kind->method == BITAXON_TRAIN_FULL;
+    snprintf(last, sizeof last, full ? "%s/model" : "%s/adapter.safetensors", folder);
+    bitaxon_model *model = open_model(kind->model, threads, NULL);
+    bitaxon_dataset *data = count_up(model, kind->objective, 20, 1);
+    bitaxon_trainer_params p = small_run(data, kind->method, UPDATES);
+    p.targets = full ? NULL : "q_proj,in_proj";
+    p.optimizer = kind->optimizer;
     p.block_tokens = 24;
-    p.accumulate = 1;
+    p.accumulate = kind->accumulate;
     bitaxon_trainer *trainer = make_trainer(model, &p);
     bitaxon_status status = bitaxon_trainer_resume(trainer, home, &error);
     if (status != BITAXON_OK && newest < 0)
@@ -42,9 +56,14 @@ static int train(const char *folder, long newest)
             if (trainer->core.at.step % every == 0)
                 OK(bitaxon_trainer_save(trainer, home, 2, &error));
     EXPECT(END, status);
-    bitaxon_adapter *adapter;
-    OK(bitaxon_trainer_adapter(trainer, &adapter, &error));
-    OK(bitaxon_adapter_save(adapter, last, &error));
+    bitaxon_adapter *adapter = NULL;
+    if (full) { /* which makes a new directory: what a kill left of one goes */
+        remove_folder(strdup(last));
+        OK(bitaxon_trainer_write_model(trainer, last, &error));
+    } else {
+        OK(bitaxon_trainer_adapter(trainer, &adapter, &error));
+        OK(bitaxon_adapter_save(adapter, last, &error));
+    }
     bitaxon_adapter_free(adapter);
     bitaxon_trainer_free(trainer);
     bitaxon_dataset_free(data);
@@ -81,23 +100,25 @@ static long newest_in(const char *folder)
     return newest;
 }
 
-static pid_t start(const char *folder)
+static pid_t start(const char *folder, uint64_t kind, uint64_t threads)
 {
-    char newest[24];
+    char newest[24], of[24], by[24];
     snprintf(newest, sizeof newest, "%ld", newest_in(folder));
+    snprintf(of, sizeof of, "%llu", (unsigned long long)kind);
+    snprintf(by, sizeof by, "%llu", (unsigned long long)threads);
     pid_t child = fork();
     assert_true(child >= 0);
     if (child == 0) {
-        execl("/proc/self/exe", "test_train_crash", "train", folder, newest, (char *)NULL);
+        execl("/proc/self/exe", "test_train_crash", "train", folder, newest, of, by, (char *)NULL);
         _exit(127);
     }
     return child;
 }
 
 /* True when it ended by itself within the time (0: any); else it was killed. */
-static bool run_for(const char *folder, uint64_t us)
+static bool run_for(const char *folder, uint64_t us, uint64_t kind, uint64_t threads)
 {
-    pid_t child = start(folder);
+    pid_t child = start(folder, kind, threads);
     int state;
     for (uint64_t began = now_us(); us == 0 || now_us() - began < us;) {
         pid_t ended = waitpid(child, &state, us == 0 ? 0 : WNOHANG);
@@ -121,43 +142,48 @@ static void test_kills(void **state)
         print_message("SKIP kills: /proc is not mounted\n");
         skip();
     }
-    char *folder = make_folder();
-    uint64_t began = now_us();
-    assert_true(run_for(folder, 0));
-    assert_int_equal(newest_in(folder), UPDATES / 7 * 7);
-    uint64_t whole = now_us() - began, kills = 0, runs = 0, found = 0;
-    size_t size;
-    unsigned char *want = read_whole(in_folder(folder, "adapter.safetensors"), &size);
-    remove_folder(folder);
-    while (kills < KILLS) {
-        folder = make_folder();
+    uint64_t whole[KINDS], kills = 0, runs = 0, found = 0;
+    size_t size[KINDS];
+    unsigned char *want[KINDS];
+    for (uint64_t k = 0; k < KINDS; k++) {
+        char *folder = make_folder();
+        uint64_t began = now_us();
+        assert_true(run_for(folder, 0, k, 1));
+        whole[k] = now_us() - began;
+        assert_int_equal(newest_in(folder), UPDATES / 7 * 7);
+        want[k] = read_whole(in_folder(folder, kinds[k].result), &size[k]);
+        remove_folder(folder);
+    }
+    for (; kills < KILLS || runs < KINDS; runs++) {
+        const uint64_t k = runs % KINDS;
+        char *folder = make_folder();
         bool done = false;
         for (uint64_t n = 0; !done; n++) {
-            uint64_t most = whole / 12 + n % 8 * (whole / 24); /* so that some get far on any machine */
+            uint64_t most = whole[k] / 12 + n % 8 * (whole[k] / 24); /* so that some get far on any machine */
             uint64_t us = kills >= KILLS ? 0 : (uint64_t)(bxn_uniform(8, runs, n) * (double)most) + 1;
-            done = run_for(folder, us);
+            done = run_for(folder, us, k, (uint64_t)1 << n % 3);
             kills += !done;
             found += !done && newest_in(folder) >= 0;
         }
         size_t bytes;
-        unsigned char *got = read_whole(in_folder(folder, "adapter.safetensors"), &bytes);
-        assert_int_equal(bytes, size);
-        assert_memory_equal(got, want, size);
+        unsigned char *got = read_whole(in_folder(folder, kinds[k].result), &bytes);
+        assert_int_equal(bytes, size[k]);
+        if (memcmp(got, want[k], bytes) != 0)
+            fail_msg("%s: other bytes than a run that was never killed", kinds[k].name);
         free(got);
         remove_folder(folder);
-        runs++;
     }
     assert_true(found > 0);
-    print_message(
-        "%llu kills (%llu with a checkpoint in place) in %llu runs of %d updates, the same %zu bytes each time\n",
-        (unsigned long long)kills, (unsigned long long)found, (unsigned long long)runs, UPDATES, size);
-    free(want);
+    print_message("%llu kills (%llu with a checkpoint in place) in %llu runs of %d updates, the same bytes each time\n",
+                  (unsigned long long)kills, (unsigned long long)found, (unsigned long long)runs, UPDATES);
+    for (uint64_t k = 0; k < KINDS; k++)
+        free(want[k]);
 }
 
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_kills) };
-    if (argc == 4 && strcmp(argv[1], "train") == 0)
-        return train(argv[2], atol(argv[3]));
+    if (argc == 6 && strcmp(argv[1], "train") == 0)
+        return train(argv[2], atol(argv[3]), &kinds[atoi(argv[4])], (uint32_t)atoi(argv[5]));
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

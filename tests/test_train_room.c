@@ -66,8 +66,8 @@ static void check(const shape *s, const char *path, const char *format, int32_t 
         while (runner->every + (runner->left.experts != 0) != (int)level) {
             keep -= keep / 32 + 1;
             bxn_runner_free(runner);
-            OK(bxn_runner_create(core->mem, core->model, s->rows, rank, method == BITAXON_TRAIN_DORA, full, keep, runner,
-                                 &error));
+            OK(bxn_runner_create(core->mem, core->model, s->rows, rank, method == BITAXON_TRAIN_DORA, full, keep,
+                                 runner, &error));
         }
         OK(bitaxon_trainer_step(trainer, &result, &error));
         if (runner->scratch.most > runner->scratch.bytes)

@@ -12,8 +12,8 @@ enum {
     PLAIN = 512, /* rows of a product with floats: fewer regions than tiles */
     BLOCK = 256, /* rows whose adapter parts are computed together */
     PART = 128,  /* rows of one range of dX */
-    WIDE_PART = 256, /* the same of codes, which are decoded for each, where WIDE_COLS leave ranges enough for threads */
-    WIDE_COLS = 2048,
+    WIDE_PART = 256, /* the same of codes, which are decoded for each, of weights with WIDE_COLS, */
+    WIDE_COLS = 2048, /* which leave ranges enough for threads */
     PARTS = 32,    /* ranges of dX in one region, where there is no adapter */
     LOW_ROWS = 32, /* rows of one task of adapter parts */
     WIDE = 480,    /* columns of c in one range of an outer product */

@@ -344,8 +344,8 @@ static bitaxon_status op_backward(run *r, const bxn_sublayer *sub, const bxn_sub
     return bxn_moe_backward(&r->pass, &sub->u.moe, sub->layer, b->n, r->ld, b->dx, r->ld, b->dn, r->ld);
 }
 
-/* Where buffers of ops of its kind are kept: this one's are left for its backward, or found by that. Experts are the last
- * of their layer. */
+/* Where buffers of ops of its kind are kept: this one's are left for its backward, or found by that. Experts are the
+ * last of their layer. */
 static void use_left(run *r, const bxn_sublayer *sub, bxn_keep keep)
 {
     const bxn_config *config = &r->model->config;
@@ -353,7 +353,9 @@ static void use_left(run *r, const bxn_sublayer *sub, bxn_keep keep)
     size_t bytes = sub->op == BXN_OP_SSM ? left->ssm : sub->op == BXN_OP_ATTENTION ? left->attention : left->experts;
     if (bytes == 0)
         return;
-    size_t at = sub->op == BXN_OP_MOE ? left_by(config, left, sub->layer + 1) - bytes : left_by(config, left, sub->layer);
+    size_t at = left_by(config, left, sub->layer);
+    if (sub->op == BXN_OP_MOE)
+        at = left_by(config, left, sub->layer + 1) - bytes;
     r->pass.kept = (bxn_scratch){ .memory = r->runner->left_memory + at, .bytes = bytes };
     r->pass.keep = keep;
 }

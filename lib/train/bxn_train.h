@@ -130,7 +130,8 @@ typedef struct bxn_runner {
 
 /* Bytes that bxn_runner_create will allocate, from the configuration of the model alone. */
 size_t bxn_runner_bytes(const bxn_model *model, uint32_t rows, uint32_t rank, bool magnitudes, bool full, size_t keep);
-/* rank: of the adapter that trains, 0 none; magnitudes: it is DoRA; full: weights and vectors train; keep: BXN_KEEP_BYTES. */
+/* rank: of the adapter that trains, 0 none; magnitudes: it is DoRA; full: weights and vectors train; keep:
+ * BXN_KEEP_BYTES. */
 bitaxon_status bxn_runner_create(bxn_mem *mem, const bxn_model *model, uint32_t rows, uint32_t rank, bool magnitudes,
                                  bool full, size_t keep, bxn_runner *out, bitaxon_error *error);
 void bxn_runner_free(bxn_runner *runner);

@@ -169,6 +169,7 @@ for method in lora dora full; do
             test "$(grep -c '"evaluation":true' "$d/metrics.jsonl")" = 3
     done
 done
+check "SFT tells its perplexity" grep -q '"evaluation":true,.*"perplexity":[0-9]' "$dir/dora-sft/metrics.jsonl"
 check "ORPO tells its parts" grep -q '"odds":.*"accuracy":' "$dir/dora-orpo/metrics.jsonl"
 run verify "$dir/full-sft/model"
 check "full: the model is whole" exits 0
@@ -176,6 +177,11 @@ run run "$dir/full-sft/model" Hello --max-tokens 3
 check "full: the model runs" exits 0
 run run "$model" Hello --max-tokens 3 --greedy --adapter "$dir/dora-sft/adapter"
 check "the adapter runs" exits 0
+run eval "$model" "$dir/text.txt" --json
+without=$(json nll)
+run eval "$model" "$dir/text.txt" --adapter "$dir/dora-sft/adapter" --json
+check "the adapter is evaluated" exits 0
+check "and makes a difference" test "$(json nll)" != "$without"
 run merge "$model" "$dir/dora-sft/adapter" "$dir/merged"
 check "the adapter merges" exits 0
 run verify "$dir/merged"
@@ -187,6 +193,7 @@ check "merged: the model is whole" exits 0
     check "says what it will do" grep -q '^method .*DoRA of rank 8, scale 20, SFT; .* parameters train' "$err"
     check "says how much memory" grep -q '^memory .*iB: model ' "$err"
     check "says what it did" grep -q '^trained  *2 updates' "$out"
+    check "says how far it is" grep -Eq '^2/2  loss [0-9.]+  [0-9]+ tokens/s  rate [0-9.e-]+  0:00 left' "$err"
     trains "from an adapter" "$dir/q4" "$sft" -o "$dir/again" $common --steps 1 \
         --adapter "$dir/q4-run/adapter"
     fails "an adapter of another model" 1 "model" "$model" "$sft" -o "$nowhere" --adapter "$dir/q4-run/adapter"
@@ -197,6 +204,8 @@ check "merged: the model is whole" exits 0
     trains "paper" "$model" "$orpo" -o "$dir/paper" $common --objective orpo --paper --steps 1
     trains "bad lines are left out" "$model" "$dir/bad.jsonl" -o "$dir/lenient" $common --steps 1
     check "and counted" grep -q '^ *1 left out: not understood' "$err"
+    trains "bad lines for programs" "$model" "$dir/bad.jsonl" -o "$dir/lenient-json" $common --steps 1 --json
+    check "and counted for programs" test "$(json bad_lines)" = 1
 }
 
 # ---- going on ----------------------------------------------------------------------------
@@ -392,12 +401,16 @@ if command -v python3 >/dev/null 2>&1; then
     last="python3"
     for d in one two cut heat full-orpo; do
         check "well-formed files: $d" python3 - "$dir/$d" <<'END'
-import json, sys, xml.dom.minidom
+import json, re, sys, xml.dom.minidom
 for line in open(sys.argv[1] + "/metrics.jsonl"):
     assert isinstance(json.loads(line)["loss"], float)
 svg = open(sys.argv[1] + "/loss.svg").read()
 assert xml.dom.minidom.parseString(svg).documentElement.tagName == "svg"
 assert "nan" not in svg and "inf" not in svg and "<script" not in svg and len(svg) < 200000
+points = lambda kind: len(re.findall('<path class="%s" clip-path[^>]* d="M[^"]+"' % kind, svg))
+assert points("l") and points("r") and points("s"), "curves of loss, rate and smoothed loss"
+evaluations = sum(bool(json.loads(line).get("evaluation")) for line in open(sys.argv[1] + "/metrics.jsonl"))
+assert svg.count('<circle class="v"') == (evaluations + 1 if evaluations else 0), "a dot each, and one in the legend"
 END
     done
 else
