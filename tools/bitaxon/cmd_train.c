@@ -452,6 +452,23 @@ static int write_adapter(train_state *state, const char *path)
     return code;
 }
 
+static void set_data(json_t *object, const char *key, const bitaxon_dataset *data)
+{
+    bitaxon_dataset_info info = {.struct_size = sizeof info};
+    if (data == NULL || bitaxon_dataset_get_info(data, &info, NULL) != BITAXON_OK) {
+        return;
+    }
+    json_t *facts = tool_json_object();
+    tool_json_set_integer(facts, "examples", info.examples);
+    tool_json_set_integer(facts, "tokens", info.tokens);
+    tool_json_set_integer(facts, "counted", info.counted);
+    tool_json_set_integer(facts, "bad_lines", info.bad_lines);
+    tool_json_set_integer(facts, "empty", info.empty);
+    tool_json_set_integer(facts, "cut", info.cut);
+    tool_json_set_integer(facts, "cut_empty", info.cut_empty);
+    tool_json_set(object, key, facts);
+}
+
 static void report_json(const train_state *state, const char *result, double seconds)
 {
     const bitaxon_trainer_params *p = &state->params;
@@ -464,6 +481,8 @@ static void report_json(const train_state *state, const char *result, double sec
     tool_json_set_integer(object, "step", state->info.step);
     tool_json_set_integer(object, "steps", state->info.steps);
     tool_json_set_integer(object, "epoch", state->info.epoch);
+    set_data(object, "data", state->data);
+    set_data(object, "validation_data", state->validation);
     tool_json_set_integer(object, "trainable", state->info.trainable);
     tool_json_set_integer(object, "bytes", state->info.bytes);
     tool_json_set_integer(object, "tokens", state->info.tokens);

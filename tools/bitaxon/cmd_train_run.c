@@ -70,6 +70,8 @@ static json_t *result_object(const train_state *state, const bitaxon_train_resul
         tool_json_set_real(object, "rejected", r->rejected);
         tool_json_set_real(object, "margin", r->margin);
         tool_json_set_real(object, "accuracy", r->accuracy);
+    } else if (evaluation) {
+        tool_json_set(object, "perplexity", isfinite(exp(r->loss)) ? json_real(exp(r->loss)) : json_null());
     }
     tool_json_set_real(object, "balance", r->balance);
     tool_json_set_integer(object, "skipped_steps", r->skipped_steps);
@@ -322,6 +324,8 @@ static bitaxon_status evaluate(train_state *state, int *code, bitaxon_error *err
                 (unsigned long long)state->info.steps, r.loss);
         if (state->params.objective == BITAXON_OBJECTIVE_ORPO) {
             fprintf(stderr, ", %.1f%% of the chosen answers the likelier", 100 * r.accuracy);
+        } else {
+            fprintf(stderr, ", perplexity %.4g", exp(r.loss));
         }
         fprintf(stderr, "\n");
     }
