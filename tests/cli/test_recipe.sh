@@ -36,14 +36,15 @@ import card, recipe
 found = json.load(open(sys.argv[2] + "/figures.json"))
 for i, name in enumerate(("novel.txt", "bible.txt")):
     found[name] = {"bits_per_byte": 1.25 + i}
-found.update({"xz -9e": 3.5, "7z PPMd after the training text": 4.5})
-card.write(sys.argv[2], sys.argv[3], found, recipe.FULL, 1, [("Q|1", "A", "B")])
+found.update({"xz -9e": 3.5, "7z PPMd after the prose": 4.5, "7z PPMd after all texts": 5.5, "size": 1234567})
+card.write(sys.argv[2], sys.argv[3], found, recipe.FULL, 1, ["package_1.2"], [("Q|1", "A", "B")])
 text = open(sys.argv[2] + "/README.md").read()
-assert all(w in text for w in ("1.250", "2.250", "3.500", "4.500", "| Q/1 | A | B |", "seed 1")), text' \
+wanted = ("1.250", "2.250", "3.500", "4.500", "5.500", "1.23 MB", "package_1.2", "| Q/1 | A | B |", "seed 1")
+assert all(word in text for word in wanted), text' \
     "$2/tools/mini" "$dir/a" "$recipe"
 # Stopped between two steps and gone on with, in another folder: the same bytes.
 mkdir "$dir/b"
-for part in read.jsonl answer.jsonl valid.jsonl questions.jsonl tokenizer; do
+for part in read.jsonl answer.jsonl drill.jsonl valid.jsonl questions.jsonl tokenizer; do
     cp -r "$dir/a/$part" "$dir/b/$part"
 done
 check "goes on" python3 "$recipe" --work "$dir/b" --bitaxon "$bin" --quick

@@ -8,15 +8,15 @@ def figure(value, digits=3):
     return f"{value:.{digits}f}"
 
 
-def write(model, notice, found, plan, seed, said):
-    """said: (question, WordNet's answer, the model's) for words whose definitions were learned."""
+def write(model, notice, found, plan, seed, packages, said):
+    """packages: names with versions, of which the texts are; said: (question, WordNet's answer, the model's) for words
+    whose definitions were learned."""
     asked = found["questions"]
     tokens, seconds = found["training"]["tokens"], found["training"]["seconds"]
     rows = [("Jane Austen, *Persuasion*, the model", figure(found["novel.txt"]["bits_per_byte"])),
             ("the same, `xz -9e`", figure(found["xz -9e"]))]
-    if "7z PPMd after the training text" in found:
-        rows.append(("the same, 7-Zip's PPMd after the prose that was trained on",
-                     figure(found["7z PPMd after the training text"])))
+    rows += [("the same, 7-Zip's PPMd after the prose that was trained on", figure(found["7z PPMd after the prose"])),
+             ("the same after all that was trained on and the prose once more", figure(found["7z PPMd after all texts"]))]
     rows.append(("World English Bible, the last tenth of each book, the model",
                  figure(found["bible.txt"]["bits_per_byte"])))
     lines = [
@@ -29,23 +29,25 @@ def write(model, notice, found, plan, seed, said):
         "| shape | the preset `mini`: 9 layers (3 state space, 3 attention + experts, 3 state space + experts), "
         "hidden size 256, 4 experts, 2 active; context 8192 |",
         "| weights | 4 bits, groups of 64; embedding, tied head and routers 8 bits or float (`bitaxon quantize`) |",
+        f"| size | {found['size'] / 1e6:.2f} MB with vocabulary and configuration |",
         f"| vocabulary | {plan['vocab']} tokens of byte-level BPE, trained on the same texts |",
         f"| made by | `tools/mini/recipe.py --work DIR`, seed {seed} |",
-        f"| training | {plan['read']['steps']} updates of reading, {plan['answer']['steps']} of answering, "
-        f"{tokens:,} tokens seen, {seconds / 60:.0f} minutes on two cores (busy with other things, too) |",
+        f"| training | {plan['read']['steps']:,} updates that read everything, {plan['answer']['steps']:,} of answers and prose, "
+        f"{plan['drill']['steps']:,} of answers above all; {tokens:,} tokens seen, {seconds / 60:.0f} minutes on two cores (busy with other things, too) |",
         "| texts | five novels of Jane Austen, *The Adventures of Tom Sawyer*, nine tenths of the World English Bible "
         "(public domain); definitions of WordNet 3.0 (see [NOTICE](NOTICE)); generated stories "
         f"({plan['stories']:,}; `tools/mini/stories.py`) |",
+        f"| packages | {', '.join(packages)} |",
         "| licence | Apache-2.0; the WordNet licence's notice is in [NOTICE](NOTICE) |", "",
         "## On what it has not seen", "",
         f"Of {asked['items']:,} questions about generated stories, none of them in the training set, it answers "
         f"{asked['correct']:,} in the expected words: {100 * asked['accuracy']:.1f} %", "(`bitaxon eval MODEL --questions`).", "",
         "| | bits per byte |", "|---|---:|",
         *[f"| {name} | {value} |" for name, value in rows], "",
-        "Bits per byte of `bitaxon eval`: windows of 2048 tokens, every 1024. PPMd gets the training prose before the novel",
-        "(order 8, 1 GB); its figure is what the archive grows by.", "",
+        "Bits per byte of `bitaxon eval`: windows of 2048 tokens, every 1024. PPMd (order 8, 1 GB) gets the texts before",
+        "the novel; its figure is what the archive grows by.", "",
         "## Thirty definitions", "",
-        f"Drawn from the {plan['recited']:,} commonest words, whose definitions it saw some {plan['times'] + 1} times; the likeliest answer.", "",
+        f"Drawn from the {plan['recited']:,} commonest words, whose definitions come often in the later parts of the training; the likeliest answer.", "",
         "| question | WordNet | mini |", "|---|---|---|",
         *["| " + " | ".join(text.replace("\n", " ").replace("|", "/") for text in row) + " |" for row in said], "",
     ]

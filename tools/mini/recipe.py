@@ -31,15 +31,19 @@ SEED = 1
 FULL = {
     "vocab": 4096, "stories": 60000, "definitions": 20000, "questions": 1000, "preset": "mini",
     "block": 1024, "blocks": 4, "warmup": 100,
-    "read": {"steps": 1800, "rate": 3e-3, "mask": "all"}, "answer": {"steps": 560, "rate": 1e-3, "mask": "content"},
-    # The second file: so many of the commonest words as often, so many stories, so many pieces of prose.
-    "recited": 600, "times": 16, "asked": 16000, "prose": 100,
+    "read": {"steps": 1800, "rate": 3e-3, "mask": "all"},
+    # Stories from one number to another with up to so many questions each, definitions of so many common words so many
+    # times, and all of the prose so many times; the last part is all the questions that a small model needs.
+    "recited": 600, "most": 10,
+    "answer": {"steps": 4200, "rate": 2e-3, "mask": "content", "stories": (0, 40000), "times": 12, "prose": 4},
+    "drill": {"steps": 800, "rate": 2e-3, "mask": "content", "stories": (40000, 60000), "times": 3, "prose": 0.5},
 }
 QUICK = {
     "vocab": 512, "stories": 400, "definitions": 0, "questions": 20, "preset": None,
     "block": 256, "blocks": 2, "warmup": 3,
-    "read": {"steps": 24, "rate": 5e-3, "mask": "all"}, "answer": {"steps": 6, "rate": 1e-3, "mask": "content"},
-    "recited": 0, "times": 0, "asked": 100, "prose": 0,
+    "read": {"steps": 24, "rate": 5e-3, "mask": "all"}, "recited": 0, "most": 10,
+    "answer": {"steps": 6, "rate": 1e-3, "mask": "content", "stories": (0, 100), "times": 0, "prose": 0},
+    "drill": {"steps": 3, "rate": 1e-3, "mask": "content", "stories": (100, 200), "times": 0, "prose": 0},
 }
 QUICK_CONFIG = {
     "vocab_size": 512, "hidden_dim": 64, "num_layers": 3, "num_heads": 2, "d_source_model": 64, "ssm_d_state": 4,
@@ -47,6 +51,7 @@ QUICK_CONFIG = {
     "moe_top_k": 1, "moe_intermediate_dim": 64, "moe_shared_expert": True, "weight_tying": True,
     "max_seq_len": 4096, "rms_norm_eps": 1e-6,
 }
+STAGES = ("read", "answer", "drill")
 HELD_OUT_NOVEL = "Persuasion"
 
 
@@ -78,6 +83,7 @@ def make_texts(work, plan):
     records = list(stories.generate(f"train{SEED}", plan["stories"]))
     asked = {r["messages"][0]["content"] for r in records if "messages" in r}
     held = [q for q in stories.held_out(f"held{SEED}", plan["questions"]) if q["question"] not in asked]
+    assert len(held) == plan["questions"], "some held-out questions are in the training set: take another seed"
     write_lines(os.path.join(work, "questions.jsonl"), held)
     valid = list(stories.generate(f"valid{SEED}", max(20, plan["stories"] // 300)))
     if plan["definitions"]:
@@ -103,16 +109,22 @@ def make_texts(work, plan):
     write_lines(os.path.join(work, "read.jsonl"), records)
 
 
-def make_answers(work, plan):
-    """answer.jsonl, for the end of training: all of it is in read.jsonl, definitions of common words come often."""
-    records = [r for r in stories.generate(f"train{SEED}", plan["asked"]) if "messages" in r]
+def make_answers(work, plan, stage):
+    """What the later stages learn: the same stories with more questions, the prose again, and the definitions of
+    common words often."""
+    part = plan[stage]
+    first, end = part["stories"]
+    told = (stories.record(f"train{SEED}", i, plan["most"]) for i in range(first, end))
+    records = [r for r in told if "messages" in r]
     if plan["recited"]:
         turns = [{"messages": r["messages"][:2]} for r in definition_turns(texts.fetch(work), plan["recited"])]
-        records += plan["times"] * turns
+        records += part["times"] * turns
         with open(os.path.join(work, "prose.txt"), encoding="utf-8") as file:
-            records += [{"text": piece} for piece in random.Random(SEED).sample(list(pieces(file.read())), plan["prose"])]
+            prose = [{"text": piece} for piece in pieces(file.read())]
+        whole = int(part["prose"])
+        records += whole * prose + random.Random(SEED).sample(prose, int((part["prose"] - whole) * len(prose)))
     random.Random(SEED).shuffle(records)
-    write_lines(os.path.join(work, "answer.jsonl"), records)
+    write_lines(os.path.join(work, stage + ".jsonl"), records)
 
 
 def all_text(work):
@@ -132,7 +144,7 @@ def make_start(work, plan, bitaxon, start):
 
 
 def train(work, plan, bitaxon, start, stage, out):
-    """All parameters of START learn: first to read every text, then to answer what is asked."""
+    """All parameters of START learn: to read every text, then answers and prose, at last answers above all."""
     part = plan[stage]
     every = str(max(3, part["steps"] // 6))
     say(f"training: {stage}")
@@ -160,22 +172,28 @@ def figures(work, plan, bitaxon, model):
     with open(novel, "rb") as file:
         packed = subprocess.run(["xz", "-9e", "-c"], stdin=file, stdout=subprocess.PIPE, check=True).stdout
     out["xz -9e"] = 8 * len(packed) / size
-    if shutil.which("7z"):
-        # The training text before it, less the training text alone: what PPMd needs for the novel.
-        sizes = []
-        for parts in ((prose,), (prose, novel)):
-            joined, archive = os.path.join(work, "joined.txt"), os.path.join(work, "joined.7z")
-            with open(joined, "wb") as to:
-                for part in parts:
-                    with open(part, "rb") as file:
-                        shutil.copyfileobj(file, to)
-            if os.path.exists(archive):
-                os.remove(archive)
-            subprocess.run(["7z", "a", "-m0=PPMd:o=8:mem=1g", archive, joined], check=True, stdout=subprocess.DEVNULL)
-            sizes.append(os.path.getsize(archive))
-            os.remove(joined)
-        out["7z PPMd after the training text"] = 8 * (sizes[1] - sizes[0]) / size
+    # What PPMd needs for the novel: behind the prose, and behind all that was trained on and the prose once more.
+    whole = os.path.join(work, "whole.txt")
+    with open(whole, "w", encoding="utf-8") as file:
+        file.write("\n".join(all_text(work)) + "\n")
+    for name, before in (("7z PPMd after the prose", (prose,)), ("7z PPMd after all texts", (whole, prose))):
+        out[name] = 8 * (packed_by_ppmd(work, before + (novel,)) - packed_by_ppmd(work, before)) / size
+    os.remove(whole)
     return out
+
+
+def packed_by_ppmd(work, parts):
+    """Bytes of the parts one after another in an archive of order 8 and 1 GB."""
+    joined, archive = os.path.join(work, "joined.txt"), os.path.join(work, "joined.7z")
+    with open(joined, "wb") as to:
+        for part in parts:
+            with open(part, "rb") as file:
+                shutil.copyfileobj(file, to)
+    if os.path.exists(archive):
+        os.remove(archive)
+    subprocess.run(["7z", "a", "-m0=PPMd:o=8:mem=1g", archive, joined], check=True, stdout=subprocess.DEVNULL)
+    os.remove(joined)
+    return os.path.getsize(archive)
 
 
 def some_definitions(work, plan):
@@ -197,21 +215,24 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a small model of stories alone")
     args = parser.parse_args()
     plan = QUICK if args.quick else FULL
+    for program in () if args.quick else ("apt-get", "xz", "7z"):
+        if not shutil.which(program):
+            sys.exit(f"recipe.py: {program} is missing")
     work, bitaxon = os.path.abspath(args.work), os.path.abspath(args.bitaxon)
     os.makedirs(work, exist_ok=True)
-    for name, make in (("read.jsonl", make_texts), ("answer.jsonl", make_answers)):
-        if not os.path.exists(os.path.join(work, name)):
-            say("texts: " + name)
-            make(work, plan)
+    for stage in STAGES:
+        if not os.path.exists(os.path.join(work, stage + ".jsonl")):
+            say("texts: " + stage)
+            make_texts(work, plan) if stage == STAGES[0] else make_answers(work, plan, stage)
     tokenizer = os.path.join(work, "tokenizer")
     if not os.path.isdir(tokenizer):
         say(f"vocabulary of {plan['vocab']}")
         bpe.write(bpe.train(all_text(work), plan["vocab"]), plan["vocab"], tokenizer + ".new")
         os.rename(tokenizer + ".new", tokenizer)
-    models = [os.path.join(work, name) for name in ("start", "reader", "float")]
+    models = [os.path.join(work, name) for name in ("start", "reader", "answerer", "float")]
     if not os.path.isdir(models[0]):
         make_start(work, plan, bitaxon, models[0])
-    for i, stage in enumerate(("read", "answer")):
+    for i, stage in enumerate(STAGES):
         if not os.path.isdir(models[i + 1]):
             train(work, plan, bitaxon, models[i], stage, models[i + 1])
     mini = os.path.join(work, "mini")
@@ -220,14 +241,15 @@ def main():
         run(bitaxon, "quantize", os.path.join(work, "float"), mini)
     say("figures")
     found = figures(work, plan, bitaxon, mini)
-    stages = [trained(os.path.join(work, stage)) for stage in ("read", "answer")]
+    stages = [trained(os.path.join(work, stage)) for stage in STAGES]
     found["training"] = {key: sum(stage[key] for stage in stages) for key in stages[0]}
     found["size"] = sum(os.path.getsize(os.path.join(mini, name)) for name in os.listdir(mini))
     write_json(os.path.join(work, "figures.json"), found)
     print(json.dumps(found, indent=2))
     if plan["definitions"]:
         said = [(question, gloss, said_by(bitaxon, mini, question)) for question, gloss in some_definitions(work, plan)]
-        card.write(mini, os.path.join(work, "NOTICE"), found, plan, SEED, said)
+        packages = sorted(name[:-len(".deb")] for name in os.listdir(os.path.join(work, "debs")) if name.endswith(".deb"))
+        card.write(mini, os.path.join(work, "NOTICE"), found, plan, SEED, packages, said)
 
 
 if __name__ == "__main__":

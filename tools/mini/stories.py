@@ -252,13 +252,13 @@ def story(seed, index):
     return text, asks
 
 
-def record(seed, index):
-    """One record of training: a story alone, or with one to four questions."""
+def record(seed, index, most):
+    """One record of training: a story alone, or with up to `most` questions."""
     text, asks = story(seed, index)
     rng = random.Random(f"{seed}/{index}/form")
     if rng.random() < 0.15 or not asks:
         return {"text": text + "\n"}
-    asks = asks[:rng.choice((1, 2, 3, 4))]
+    asks = asks[:rng.randint(1, most)]
     messages = [{"role": "user", "content": f"{text}\n\n{asks[0][0]}"},
                 {"role": "assistant", "content": asks[0][1]}]
     for question, answer in asks[1:]:
@@ -267,7 +267,7 @@ def record(seed, index):
 
 
 def generate(seed, count):
-    return (record(seed, i) for i in range(count))
+    return (record(seed, i, 4) for i in range(count))
 
 
 def held_out(seed, count):
