@@ -33,7 +33,7 @@ def write(model, notice, found, plan, seed, packages, said):
         f"| vocabulary | {plan['vocab']} tokens of byte-level BPE, trained on the same texts |",
         f"| made by | `tools/mini/recipe.py --work DIR`, seed {seed} |",
         f"| training | {plan['read']['steps']:,} updates that read everything, {plan['answer']['steps']:,} of answers and prose, "
-        f"{plan['drill']['steps']:,} of definitions above all; {tokens:,} tokens seen, {seconds / 60:.0f} minutes on two cores (busy with other things, too) |",
+        f"{plan['recite']['steps']:,} of definitions above all; {tokens:,} tokens seen, {seconds / 60:.0f} minutes on two cores (busy with other things, too) |",
         "| texts | five novels of Jane Austen, *The Adventures of Tom Sawyer*, nine tenths of the World English Bible "
         "(public domain); definitions of WordNet 3.0 (see [NOTICE](NOTICE)); generated stories "
         f"({plan['stories']:,}; `tools/mini/stories.py`) |",
