@@ -41,7 +41,8 @@ def write(model, notice, found, plan, seed, packages, said):
         "| licence | Apache-2.0; the WordNet licence's notice is in [NOTICE](NOTICE) |", "",
         "## On what it has not seen", "",
         f"Of {asked['items']:,} questions about generated stories, none of them in the training set, it answers "
-        f"{asked['correct']:,} in the expected words: {100 * asked['accuracy']:.1f} %", "(`bitaxon eval MODEL --questions`).", "",
+        f"{asked['correct']:,} in the expected words: {100 * asked['accuracy']:.1f} %", "(`bitaxon eval MODEL --questions`).",
+        "It names a word of the right kind that occurs in the story; where several do, it often takes the wrong one.", "",
         "| | bits per byte |", "|---|---:|",
         *[f"| {name} | {value} |" for name, value in rows], "",
         "Bits per byte of `bitaxon eval`: windows of 2048 tokens, every 1024. PPMd (order 8, 1 GB) gets the texts before",
