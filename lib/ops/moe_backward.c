@@ -397,8 +397,11 @@ static bitaxon_status shared_backward(moe_run *c)
     const bxn_moe *p = c->p;
     bxn_train_pass *pass = c->pass;
     const float *y = NULL;
-    bitaxon_status status = c->keep ? BITAXON_OK : shared_hidden(c);
-    shared_rows(c);
+    bitaxon_status status = BITAXON_OK;
+    if (c->keep)
+        shared_rows(c);
+    else
+        status = shared_hidden(c);
     c->wave_begin = 0;
     for (uint32_t t = 0; t < c->rows; t++)
         c->of_pair[t] = gate_of(c, t);
