@@ -322,7 +322,7 @@ check "bench" exits 0
 check "bench is quiet on stderr in a pipe" test ! -s "$err"
 check "bench fits 100 columns" awk 'length > 100 { exit 1 }' "$out"
 for word in 'open, warm' 'prefill, 64 tokens' 'decode, short context' 'sequences together' \
-    'adapter swap, ranks 8 and 64' 'the first to rank 64' 'CPU between calls' 'open to first token' 'peak memory' 'f32' 'read, '; do
+    'adapter swap, ranks 8 and 64' 'the first to rank 64' 'LoRA of rank 8' 'as told beforehand' 'CPU between calls' 'open to first token' 'peak memory' 'f32' 'read, '; do
     check "bench shows: $word" grep -q "$word" "$out"
 done
 run bench "$dir/q4" --rounds 2 --lengths 16,64 --only prefill,decode,batch --json --threads 2
@@ -359,6 +359,16 @@ check "bench --only adapter" exits 0
 check "bench --only adapter: in no time" awk '/"value": / { n++; if ($2 + 0 <= 0 || $2 + 0 > 0.01) bad++ }
     END { exit !(n == 2 && !bad) }' "$out"
 check "bench --only adapter: leaves nothing" sh -c 'test -z "$(ls -A "$1")"' sh "$dir/bench-temporary"
+run bench "$dir/q4" --only train --rounds 2 --json --threads 2
+check "bench --only train" exits 0
+check "bench --only train: beside its limit" bench_sane 1
+# The process is a megabyte or ten beside what the library holds.
+check "bench --only train: memory as told" awk '
+    /"key": "train_/ { key = $2 } /"value": / { v[key] = $2 + 0 }
+    END { told = v["\"train_told\","]; most = v["\"train_memory\","]
+          exit !(told > 1e6 && (most == "" || (most > told / 2 && most < told + 2e7))) }' "$out"
+run bench "$dir/q4" --only train --rounds 25 --max-seconds 1 --json
+check "bench --only train: held to its time" exits 0
 last="bench --max-seconds 2"
 begun=$(date +%s)
 run bench "$dir/q4" --max-seconds 2 --only prefill,decode,idle --rounds 25 --json

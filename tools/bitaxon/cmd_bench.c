@@ -15,7 +15,8 @@
 static const tool_usage usage = {
     "bench", "[MODEL]",
     "Measure this machine's limits and how near a model comes to them: opening, first\n"
-    "token, prefill, decode, batches, adapters, idleness, memory. Without MODEL the limits alone.",
+    "token, prefill, decode, batches, adapters, idleness, memory, training. Without MODEL the\n"
+    "limits alone.",
     0, 1};
 
 /* ---- samples and rows ------------------------------------------------------------------------ */
@@ -91,6 +92,7 @@ const bench_row *bench_row_find(const bench_run *run, const char *key)
 /* ---- time --------------------------------------------------------------------------------------- */
 
 static _Atomic(bitaxon_session *) watched;
+static _Atomic(bitaxon_trainer *) watched_trainer;
 static volatile sig_atomic_t expired;
 
 static void on_alarm(int number)
@@ -98,6 +100,7 @@ static void on_alarm(int number)
     (void)number;
     expired = 1;
     bitaxon_session_cancel(atomic_load(&watched));
+    bitaxon_trainer_cancel(atomic_load(&watched_trainer));
 }
 
 void bench_watch(bitaxon_session *session)
@@ -106,6 +109,15 @@ void bench_watch(bitaxon_session *session)
     tool_signal_session(session);
     if (session != NULL && expired) {
         bitaxon_session_cancel(session); /* it came just before */
+    }
+}
+
+void bench_watch_trainer(bitaxon_trainer *trainer)
+{
+    atomic_store(&watched_trainer, trainer);
+    tool_signal_trainer(trainer);
+    if (expired) {
+        bitaxon_trainer_cancel(trainer);
     }
 }
 
@@ -160,6 +172,7 @@ typedef enum step_kind {
     STEP_BATCH,
     STEP_ADAPTER,
     STEP_IDLE,
+    STEP_TRAIN,
     STEP_PEER
 } step_kind;
 
@@ -195,6 +208,8 @@ static double estimate(const bench_run *run, const bench_step *step)
         return 0.1 * rounds;
     case STEP_IDLE:
         return rounds;
+    case STEP_TRAIN:
+        return 3.0 * (double)step->length / run->prefill_rate * rounds;
     default:
         return 0.0;
     }
@@ -325,6 +340,11 @@ static uint32_t make_plan(const bench_run *run, bench_step *steps)
     if (longest > FAR_LONGER * window) {
         plan_decode(run, steps, &n, longest, "decode_long", "decode, longest context");
     }
+    if ((run->parts & BENCH_PART_TRAIN) != 0) {
+        uint64_t length = run->args->quick ? 256 : 2048;
+        steps[n++] = (bench_step){.kind = STEP_TRAIN, .rounds = run->args->quick ? 1 : rounds_of(run, 3),
+                                  .length = length < run->facts.context ? length : run->facts.context};
+    }
     if (run->args->compare != NULL) {
         steps[n++] = (bench_step){.kind = STEP_PEER, .rounds = 1};
     }
@@ -350,6 +370,8 @@ static int run_step(bench_run *run, const bench_step *step)
         return bench_measure_adapter(run, step->rounds);
     case STEP_IDLE:
         return bench_measure_idle(run, step->rounds);
+    case STEP_TRAIN:
+        return bench_measure_train(run, step->length, step->rounds);
     default:
         return bench_measure_peer(run);
     }
@@ -364,6 +386,7 @@ static const struct {
     {"limits", BENCH_PART_LIMITS},   {"open", BENCH_PART_OPEN},   {"first", BENCH_PART_FIRST},
     {"prefill", BENCH_PART_PREFILL}, {"decode", BENCH_PART_DECODE}, {"batch", BENCH_PART_BATCH},
     {"adapter", BENCH_PART_ADAPTER}, {"idle", BENCH_PART_IDLE},   {"memory", BENCH_PART_MEMORY},
+    {"train", BENCH_PART_TRAIN},
 };
 
 static int parse_parts(bench_run *run, const char *text)
@@ -380,7 +403,7 @@ static int parse_parts(bench_run *run, const char *text)
         if (part == 0) {
             return tool_usage_error(usage.command,
                                     "--only: '%.*s' is not limits, open, first, prefill, decode, batch, "
-                                    "adapter, idle or memory",
+                                    "adapter, idle, memory or train",
                                     (int)length, text);
         }
         run->parts |= part;
@@ -480,7 +503,7 @@ int cmd_bench(int argc, char **argv)
     const tool_option options[] = {
         TOOL_FLAG("quick", 0, &args.quick, "short prompts and few rounds: about half a minute"),
         TOOL_TEXT("only", 0, "PARTS", &args.only,
-                  "some of limits,open,first,prefill,decode,batch,adapter,idle,\nmemory"),
+                  "some of limits,open,first,prefill,decode,batch,adapter,idle,\nmemory,train"),
         TOOL_TEXT("lengths", 0, "N,N,...", &args.lengths_text,
                   "prompt lengths (default: 128,512,2048,8192,65536); decode is\n"
                   "measured at contexts up to the last"),

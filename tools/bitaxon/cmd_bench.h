@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cmd_bench.h - what the files of `bitaxon bench` share: samples, the rows of its table, the run.
- * cmd_bench.c takes the options and plans, cmd_bench_limits.c, cmd_bench_parts.c and cmd_bench_adapter.c measure,
- * cmd_bench_peer.c runs llama.cpp's program, cmd_bench_report.c prints. */
+ * cmd_bench.c takes the options and plans; cmd_bench_limits.c, cmd_bench_parts.c, cmd_bench_adapter.c, cmd_bench_train.c
+ * measure; cmd_bench_peer.c runs llama.cpp's program; cmd_bench_report.c prints. */
 #ifndef BITAXON_CMD_BENCH_H
 #define BITAXON_CMD_BENCH_H
 
@@ -24,7 +24,8 @@ enum {
     BENCH_PART_IDLE = 64,
     BENCH_PART_MEMORY = 128,
     BENCH_PART_ADAPTER = 256,
-    BENCH_PART_ALL = 511
+    BENCH_PART_TRAIN = 512,
+    BENCH_PART_ALL = 1023
 };
 
 typedef struct bench_samples {
@@ -151,6 +152,7 @@ typedef struct bench_run {
 bool bench_go_on(bench_run *run, const char *what, uint32_t round, uint32_t rounds, double seconds);
 /* The session that a signal or the end of the time cancels; NULL for none. */
 void bench_watch(bitaxon_session *session);
+void bench_watch_trainer(bitaxon_trainer *trainer);
 /* Has the time run out, or has a signal come? Notes why. */
 bool bench_stopped(bench_run *run);
 void bench_leave_out(bench_run *run, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -184,9 +186,20 @@ int bench_measure_batch(bench_run *run, uint32_t count, uint32_t rounds);
 void bench_batch_free(bench_run *run);
 int bench_measure_idle(bench_run *run, uint32_t rounds);
 
+/* Stopped on purpose is no failure: what there is gets printed. */
+int bench_outcome(bench_run *run, bitaxon_status status, const bitaxon_error *error);
+int32_t *bench_prompt(const bench_run *run, uint64_t first, uint64_t count); /* tokens of the text; free() it */
+double bench_keys(const bench_facts *facts, uint64_t length); /* that the tokens of a prompt see, each in one layer */
+double bench_process_bytes(const char *name); /* at "NAME:" of /proc/self/status; -1 where there is none */
+bool bench_memory_reset(void); /* let VmHWM begin anew; false where the kernel has no such thing */
+
 /* ---- cmd_bench_adapter.c ---- */
 
 int bench_measure_adapter(bench_run *run, uint32_t rounds); /* as above */
+
+/* ---- cmd_bench_train.c ---- */
+
+int bench_measure_train(bench_run *run, uint64_t length, uint32_t rounds); /* as above; frees the session */
 
 /* ---- cmd_bench_peer.c ---- */
 

@@ -151,22 +151,25 @@ static double cache_bytes(const bench_facts *facts, uint64_t position)
     return facts->state_bytes + facts->kv_bytes * (double)seen;
 }
 
+double bench_keys(const bench_facts *facts, uint64_t length)
+{
+    double n = (double)length;
+    double w = (double)facts->window;
+    return n <= w ? n * (n + 1) / 2 : w * (w + 1) / 2 + (n - w) * w;
+}
+
 /* Useful operations of a prompt from the start: the products of every token, the head's of the last,
  * and in attention two products of length hidden for every key that a token sees. */
 static double prefill_flops(const bench_facts *facts, uint64_t length)
 {
-    double n = (double)length;
-    double w = (double)facts->window;
-    double keys = n <= w ? n * (n + 1) / 2 : w * (w + 1) / 2 + (n - w) * w;
-    return 2.0 * ((double)facts->active - facts->head_parameters) * n +
+    return 2.0 * ((double)facts->active - facts->head_parameters) * (double)length +
            2.0 * facts->head_parameters +
-           4.0 * facts->hidden * facts->attention_layers * keys;
+           4.0 * facts->hidden * facts->attention_layers * bench_keys(facts, length);
 }
 
 /* ---- reading ------------------------------------------------------------------------------- */
 
-/* Stopped on purpose is no failure: what there is gets printed. */
-static int outcome(bench_run *run, bitaxon_status status, const bitaxon_error *error)
+int bench_outcome(bench_run *run, bitaxon_status status, const bitaxon_error *error)
 {
     if (status == BITAXON_OK || (status == BITAXON_CANCELLED && bench_stopped(run))) {
         return TOOL_OK;
@@ -180,7 +183,7 @@ static int32_t token_at(const bench_run *run, uint64_t i)
     return (int32_t)((i * 2654435761u + (i >> 7)) % run->facts.vocab);
 }
 
-static int32_t *make_prompt(const bench_run *run, uint64_t first, uint64_t count)
+int32_t *bench_prompt(const bench_run *run, uint64_t first, uint64_t count)
 {
     int32_t *ids = tool_alloc((size_t)count * sizeof *ids + 1);
     for (uint64_t i = 0; i < count; i++) {
@@ -193,7 +196,7 @@ static int32_t *make_prompt(const bench_run *run, uint64_t first, uint64_t count
 static bitaxon_status read_text(bench_run *run, bitaxon_session *session, uint64_t first,
                                 uint64_t count, bitaxon_error *error)
 {
-    int32_t *ids = make_prompt(run, first, count);
+    int32_t *ids = bench_prompt(run, first, count);
     bench_watch(session);
     bitaxon_status status = bitaxon_session_prefill(session, ids, (size_t)count, error);
     bench_watch(NULL);
@@ -214,8 +217,7 @@ static bitaxon_status move_to(bench_run *run, uint64_t position, bitaxon_error *
 
 /* ---- opening and the first token ------------------------------------------------------------- */
 
-/* Bytes at "NAME:" of /proc/self/status; -1 where there is none. */
-static double process_bytes(const char *name)
+double bench_process_bytes(const char *name)
 {
     char line[256];
     double value = -1.0;
@@ -254,14 +256,14 @@ int bench_measure_open(bench_run *run, uint32_t rounds)
         if (!bench_go_on(run, "opening", i, rounds, 0.1)) {
             break;
         }
-        double before = process_bytes("RssAnon");
+        double before = bench_process_bytes("RssAnon");
         uint64_t start = tool_now_ns();
         bitaxon_status status = open_again(run, &model, &error);
         if (status != BITAXON_OK) {
-            return outcome(run, status, &error);
+            return bench_outcome(run, status, &error);
         }
         bench_add(&row->value, (double)(tool_now_ns() - start) * 1e-9);
-        double after = process_bytes("RssAnon");
+        double after = bench_process_bytes("RssAnon");
         double all = (double)run->facts.mapped + (double)fact(model, "bytes_used");
         if (before >= 0 && after >= 0 && all > 0) {
             bench_add(&private_row->value, 100.0 * (after > before ? after - before : 0.0) / all);
@@ -279,7 +281,7 @@ int bench_measure_first(bench_run *run, uint32_t rounds)
                                    "open to first token, %llu", (unsigned long long)length);
     bench_row *ratio = bench_row_add(run, BENCH_RATIO, "first_token_ratio",
                                      "  the same / prefill of %llu", (unsigned long long)length);
-    int32_t *ids = make_prompt(run, 0, length);
+    int32_t *ids = bench_prompt(run, 0, length);
     int code = TOOL_OK;
     for (uint32_t i = 0; i < rounds && code == TOOL_OK; i++) {
         bitaxon_error error = BITAXON_ERROR_INIT;
@@ -317,7 +319,7 @@ int bench_measure_first(bench_run *run, uint32_t rounds)
             }
         }
         bench_watch(NULL);
-        code = outcome(run, status, &error);
+        code = bench_outcome(run, status, &error);
         bitaxon_session_free(session);
         bitaxon_model_free(model);
     }
@@ -327,8 +329,7 @@ int bench_measure_first(bench_run *run, uint32_t rounds)
 
 /* ---- prefill, and memory of the longest ------------------------------------------------------- */
 
-/* Let VmHWM begin anew; false where the kernel has no such thing. */
-static bool reset_peak(void)
+bool bench_memory_reset(void)
 {
     int file = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
     if (file < 0) {
@@ -341,7 +342,7 @@ static bool reset_peak(void)
 
 static void measure_memory(bench_run *run, uint64_t length, bool reset)
 {
-    double peak = process_bytes("VmHWM");
+    double peak = bench_process_bytes("VmHWM");
     bench_row *row = bench_row_add(run, BENCH_BYTES, "memory", "peak memory, %llu tokens read",
                                    (unsigned long long)length);
     bench_row *held = bench_row_add(run, BENCH_BYTES, "memory_held",
@@ -372,13 +373,13 @@ int bench_measure_prefill(bench_run *run, uint64_t length, uint32_t rounds, bool
         bitaxon_cache *cache = bitaxon_session_cache(run->session);
         /* A checkpoint on the way, where decoding goes on from a full context. */
         uint64_t last = length + ROOM > run->facts.context && length > 2 * ROOM ? ROOM : 0;
-        int32_t *ids = make_prompt(run, 0, length);
+        int32_t *ids = bench_prompt(run, 0, length);
         bool reset = false;
         bitaxon_cache_reset(cache);
         if (memory) {
             bench_buffer_drop(run);
             bench_batch_free(run);
-            reset = reset_peak();
+            reset = bench_memory_reset();
         }
         bench_watch(run->session);
         uint64_t start = tool_now_ns();
@@ -395,7 +396,7 @@ int bench_measure_prefill(bench_run *run, uint64_t length, uint32_t rounds, bool
         bench_watch(NULL);
         free(ids);
         if (status != BITAXON_OK) {
-            return outcome(run, status, &error);
+            return bench_outcome(run, status, &error);
         }
         run->prefill_rate = (double)length / seconds;
         if (memory) {
@@ -498,7 +499,7 @@ int bench_measure_decode(bench_run *run, uint64_t context, const char *key, cons
     if (used > 0) { /* of all rounds together: the counter's steps are coarse */
         bench_add(&energy->value, used / (double)metered);
     }
-    return outcome(run, status, &error);
+    return bench_outcome(run, status, &error);
 }
 
 /* ---- batches ------------------------------------------------------------------------------------- */
@@ -579,7 +580,7 @@ int bench_measure_batch(bench_run *run, uint32_t count, uint32_t rounds)
             bench_add(&row->limit, limit);
         }
     }
-    return outcome(run, status, &error);
+    return bench_outcome(run, status, &error);
 }
 
 /* ---- idleness ------------------------------------------------------------------------------------- */
@@ -606,7 +607,7 @@ int bench_measure_idle(bench_run *run, uint32_t rounds)
             status = read_text(run, run->session, 3000000u, 1, &error);
         }
         if (status != BITAXON_OK) {
-            return outcome(run, status, &error);
+            return bench_outcome(run, status, &error);
         }
         struct timespec second = {1, 0};
         double cpu = cpu_seconds();
