@@ -285,6 +285,10 @@ static void test_models(void **state)
     OPEN(UNSUPPORTED, .path = path, .flags = 0x80000000);
     OPEN(UNSUPPORTED, .path = path, .flags = UINT32_MAX);
     OPEN(INVALID_ARGUMENT, .path = path, .flags = BITAXON_MODEL_TOKENIZER_ONLY | BITAXON_MODEL_NO_TOKENIZER);
+    OPEN(INVALID_ARGUMENT, .path = path, .tokenizer = "tests/golden", .flags = BITAXON_MODEL_NO_TOKENIZER);
+    OPEN(IO, .path = path, .tokenizer = "");
+    OPEN(IO, .path = path, .tokenizer = "tests/golden/no-such-folder");
+    OPEN(IO, .path = path, .tokenizer = "tests/golden"); /* no tokenizer.json */
     OPEN(IO, .path = "");
     OPEN(IO, .path = "tests/golden/no-such-model");
     OPEN(IO, .path = "tests/golden/tiny-q4/config.json/x");

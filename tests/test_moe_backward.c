@@ -582,8 +582,8 @@ static void check_model(const char *path, int mode, int tier)
         double slope = 0, square = 0;
         for (uint32_t d = 0; d < dim; d++) {
             uint32_t k = t * LD + d; /* of two differences, so that what is cubic in the distance cancels */
-            slope += (double)kept[k] * (8 * ((double)at[0][k] - (double)at[1][k]) - ((double)at[2][k] - (double)at[3][k])) /
-                     (12 * (double)ends[0]);
+            double near = (double)at[0][k] - (double)at[1][k], far = (double)at[2][k] - (double)at[3][k];
+            slope += (double)kept[k] * (8 * near - far) / (12 * (double)ends[0]);
             square += (double)dn[t * LD + d] * (double)dn[t * LD + d];
         }
         double part = fabs(slope - square) / square;

@@ -412,7 +412,7 @@ static bitaxon_status write_model(training *t, const char *directory, bxn_bundle
 {
     bitaxon_convert_params params = { .struct_size = sizeof params, .output = directory, .host = &t->fault.host };
     bxn_tensor_values values = { read_values, t->trainable };
-    return bxn_convert_write(&params, &t->core->config, source, &values, &error);
+    return bxn_convert_write(&params, &t->core->config, source, NULL, &values, &error);
 }
 
 /* The loss of all micro-steps of the model in a directory, in f32. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_train_tokenizer.c - data that was read with a tokenizer other than the model's is refused by the trainer, also
- * where both have as many ids; the same tokenizer in other words, and tokens of the host, are not. */
+ * where both have as many ids; the same tokenizer in other words, and tokens of the host, are not. A tokenizer that
+ * the host gives serves instead of the model's. */
 #include "trainer_fixture.h"
 
 /* A tokenizer.json that is not quite the one of folder `from`, of the same size. */
@@ -33,6 +34,44 @@ static bitaxon_model *open_flags(const char *path, uint32_t flags, char fingerpr
     OK(bitaxon_model_open(&params, &model, &error));
     OK(bitaxon_model_info_text(model, "tokenizer_fingerprint", fingerprint, 33, NULL, &error));
     return model;
+}
+
+/* A tokenizer's files instead of the model's own: what is read, and what a trained model is written with. */
+static void test_given_tokenizer(void **state)
+{
+    (void)state;
+    char *folder = make_folder(), *words = make_folder(), its[33], given[33], path[512];
+    write_tokenizer(words);
+    new_model(in_folder(folder, "with"), small_config("\"vocab_size\": 300"), "f32", words);
+    new_model(in_folder(folder, "without"), small_config("\"vocab_size\": 300"), "f32", NULL);
+    bitaxon_model *with = open_flags(in_folder(folder, "with"), 0, its), *mute, *model, *written;
+    mute = open_flags(in_folder(folder, "without"), 0, given);
+    assert_string_equal(given, "none");
+    snprintf(path, sizeof path, "%s/without", folder);
+    bitaxon_model_params params = { .struct_size = sizeof params, .path = path, .threads = 1, .tokenizer = words };
+    OK(bitaxon_model_open(&params, &model, &error));
+    OK(bitaxon_model_info_text(model, "tokenizer_fingerprint", given, sizeof given, NULL, &error));
+    assert_string_equal(given, its);
+    bitaxon_dataset *data = count_up(model, BITAXON_OBJECTIVE_SFT, 3, 1);
+    bitaxon_trainer_params run = small_run(data, BITAXON_TRAIN_FULL, 1);
+    bitaxon_trainer *trainer;
+    OK(bitaxon_trainer_create(model, &run, &trainer, &error));
+    OK(bitaxon_trainer_write_model(trainer, in_folder(folder, "written"), &error));
+    written = open_flags(in_folder(folder, "written"), 0, given);
+    assert_string_equal(given, its);
+    bitaxon_trainer_free(trainer);
+    bitaxon_dataset_free(data);
+    params.path = in_folder(folder, "with"); /* and before one that the model has */
+    write_changed(in_folder(folder, "with"), words, 1);
+    bitaxon_model *other;
+    OK(bitaxon_model_open(&params, &other, &error));
+    OK(bitaxon_model_info_text(other, "tokenizer_fingerprint", given, sizeof given, NULL, &error));
+    assert_string_not_equal(given, its);
+    bitaxon_model *all[] = { with, mute, model, written, other };
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        bitaxon_model_free(all[i]);
+    remove_folder(folder);
+    remove_folder(words);
 }
 
 static bitaxon_dataset *open_data(bitaxon_model *model, const char *path)
@@ -102,6 +141,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_other_tokenizer),
+        cmocka_unit_test(test_given_tokenizer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -66,6 +66,7 @@ typedef struct bitaxon_model_params {
     void *progress_user;
     int32_t accuracy; /* BITAXON_ACCURACY_* */
     uint32_t reserved0;
+    const char *tokenizer; /* a directory whose tokenizer files serve instead of the model's own; nullable */
 } bitaxon_model_params;
 
 #define BITAXON_CPU_NONE 0x8000000000000000u

@@ -21,6 +21,7 @@ struct bitaxon_model {
     bxn_loaded loaded;
     bxn_bundle *bundle; /* keeps mappings; NULL when nothing is used in place */
     char where[256];    /* the path, cut if long */
+    bxn_bundle *tokenizer_files; /* NULL: those of the model */
     bxn_tokenizer *tokenizer;
     uint64_t mapped_bytes;
     uint64_t parameters, active_parameters;

@@ -25,6 +25,8 @@ static void destroy(bitaxon_model *model)
     bxn_pool_free(model->core.pool);
     bxn_tokenizer_free(model->tokenizer);
     bxn_import_free(&model->mem, &model->core, &model->loaded);
+    if (model->tokenizer_files != NULL)
+        bxn_bundle_free(model->tokenizer_files);
     if (model->bundle != NULL)
         bxn_bundle_free(model->bundle);
     memcpy(&mem, &model->mem, sizeof mem); /* the account ends with the model's own bytes */
@@ -50,6 +52,9 @@ static bitaxon_status check_params(const bitaxon_model_params *p, bitaxon_error 
     if ((p->flags & BITAXON_MODEL_TOKENIZER_ONLY) != 0 && (p->flags & BITAXON_MODEL_NO_TOKENIZER) != 0)
         return bxn_fail(error, BITAXON_INVALID_ARGUMENT,
                         "bitaxon_model_params: TOKENIZER_ONLY and NO_TOKENIZER leave nothing to open");
+    if (p->tokenizer != NULL && (p->flags & BITAXON_MODEL_NO_TOKENIZER) != 0)
+        return bxn_fail(error, BITAXON_INVALID_ARGUMENT,
+                        "bitaxon_model_params: a tokenizer is given, and the flags say NO_TOKENIZER");
     if (p->accuracy < BITAXON_ACCURACY_DEFAULT || p->accuracy > BITAXON_ACCURACY_FAST)
         return bxn_fail(error, BITAXON_INVALID_ARGUMENT, "bitaxon_model_params: accuracy %d is unknown", p->accuracy);
     if (p->reserved0 != 0)
@@ -76,34 +81,43 @@ static bitaxon_status open_config(bitaxon_model *model, bitaxon_error *error)
 }
 
 /* Text of an optional file: NULL when absent. */
-static bitaxon_status optional_text(bitaxon_model *model, const char *name, char **text, size_t *bytes,
+static bitaxon_status optional_text(bxn_bundle *bundle, const char *name, char **text, size_t *bytes,
                                     bitaxon_error *error)
 {
-    bxn_file *file = bxn_bundle_find(model->bundle, name);
+    bxn_file *file = bxn_bundle_find(bundle, name);
     *text = NULL;
     *bytes = 0;
-    return file == NULL ? BITAXON_OK : bxn_file_text(model->bundle, file, BXN_MAX_JSON_BYTES, text, bytes, error);
+    return file == NULL ? BITAXON_OK : bxn_file_text(bundle, file, BXN_MAX_JSON_BYTES, text, bytes, error);
 }
 
-static bitaxon_status open_tokenizer(bitaxon_model *model, bool required, bitaxon_error *error)
+/* From the directory that params name, or from the model's own files. */
+static bitaxon_status open_tokenizer(bitaxon_model *model, const bitaxon_model_params *p, bitaxon_error *error)
 {
+    bool alone = (p->flags & BITAXON_MODEL_TOKENIZER_ONLY) != 0;
+    bool required = alone || p->tokenizer != NULL;
     static const char *const names[3] = { "tokenizer.json", "tokenizer_config.json", "generation_config.json" };
     char *text[3] = { NULL, NULL, NULL };
     size_t bytes[3] = { 0, 0, 0 };
     bitaxon_status status = BITAXON_OK;
-    if (bxn_bundle_find(model->bundle, names[0]) == NULL)
-        return required ? bxn_fail(error, BITAXON_IO, "%s: no tokenizer.json", model->bundle->where) : BITAXON_OK;
+    if (p->tokenizer != NULL)
+        status = bxn_bundle_open(&model->mem, p->tokenizer, NULL, 0, BXN_BUNDLE_NO_WEIGHTS | BXN_BUNDLE_NO_MMAP,
+                                 &model->tokenizer_files, error);
+    if (status != BITAXON_OK)
+        return status;
+    bxn_bundle *bundle = p->tokenizer != NULL ? model->tokenizer_files : model->bundle;
+    if (bxn_bundle_find(bundle, names[0]) == NULL)
+        return required ? bxn_fail(error, BITAXON_IO, "%s: no tokenizer.json", bundle->where) : BITAXON_OK;
     for (int i = 0; i < 3 && status == BITAXON_OK; i++)
-        status = optional_text(model, names[i], &text[i], &bytes[i], error);
+        status = optional_text(bundle, names[i], &text[i], &bytes[i], error);
     if (status == BITAXON_OK)
-        status = bxn_tokenizer_create(&model->mem, model->bundle->where, text[0], bytes[0], text[1], bytes[1],
+        status = bxn_tokenizer_create(&model->mem, bundle->where, text[0], bytes[0], text[1], bytes[1],
                                       text[2], bytes[2], &model->tokenizer, error);
     for (int i = 0; i < 3; i++)
         if (text[i] != NULL)
             bxn_free(&model->mem, text[i], bytes[i] + 1);
-    if (status == BITAXON_OK && !required && bxn_tokenizer_size(model->tokenizer) > model->core.config.vocab_size)
+    if (status == BITAXON_OK && !alone && bxn_tokenizer_size(model->tokenizer) > model->core.config.vocab_size)
         bxn_log(&model->mem, BITAXON_LOG_WARNING, "%s: the tokenizer has %u ids, the model %u rows",
-                model->bundle->where, bxn_tokenizer_size(model->tokenizer), model->core.config.vocab_size);
+                bundle->where, bxn_tokenizer_size(model->tokenizer), model->core.config.vocab_size);
     return status;
 }
 
@@ -150,7 +164,7 @@ static bitaxon_status open_all(bitaxon_model *model, const bitaxon_model_params 
     if (weights)
         status = open_config(model, error);
     if (status == BITAXON_OK && (p->flags & BITAXON_MODEL_NO_TOKENIZER) == 0)
-        status = open_tokenizer(model, !weights, error);
+        status = open_tokenizer(model, p, error);
     if (status == BITAXON_OK && !weights) { /* nothing is read any more */
         bxn_bundle_free(model->bundle);
         model->bundle = NULL;

@@ -364,7 +364,7 @@ bitaxon_status bitaxon_trainer_write_model(bitaxon_trainer *trainer, const char 
     bitaxon_convert_params params = { .struct_size = sizeof params, .host = &host, .output = directory };
     bxn_tensor_values values = { read_values, core->trainable };
     if (status == BITAXON_OK)
-        status = bxn_convert_write(&params, &model->core.config, bundle, &values, error);
+        status = bxn_convert_write(&params, &model->core.config, bundle, model->tokenizer_files, &values, error);
     if (opened != NULL)
         bxn_bundle_free(opened);
     return status;

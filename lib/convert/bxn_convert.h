@@ -25,11 +25,12 @@ typedef struct bxn_tensor_values {
 } bxn_tensor_values;
 
 /* A float checkpoint of `config` with these values in the directory params->output (host and progress are
- * taken too). source (nullable): files of the model that it was made from, for its tokenizer, metadata and
- * keys of config.json that are not ours. A value that is not finite is FORMAT naming it. */
+ * taken too). source (nullable): files of the model that it was made from, for its metadata and keys of
+ * config.json that are not ours, and its tokenizer unless another's files (nullable) are given. A value that is not
+ * finite is FORMAT naming it. */
 bitaxon_status bxn_convert_write(const bitaxon_convert_params *params, const bxn_config *config,
-                                 bxn_bundle *source, const bxn_tensor_values *values,
-                                 bitaxon_error *error);
+                                 bxn_bundle *source, bxn_bundle *tokenizer,
+                                 const bxn_tensor_values *values, bitaxon_error *error);
 
 /* ---- presets ---------------------------------------------------------------------- */
 

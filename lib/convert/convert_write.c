@@ -50,7 +50,7 @@ static bitaxon_status put_all(bxn_conversion *c, const bxn_tensor_values *values
 }
 
 bitaxon_status bxn_convert_write(const bitaxon_convert_params *params, const bxn_config *config, bxn_bundle *source,
-                                 const bxn_tensor_values *values, bitaxon_error *error)
+                                 bxn_bundle *tokenizer, const bxn_tensor_values *values, bitaxon_error *error)
 {
     bxn_conversion c;
     bxn_output *out = NULL;
@@ -72,7 +72,7 @@ bitaxon_status bxn_convert_write(const bitaxon_convert_params *params, const bxn
     if (status == BITAXON_OK)
         status = put_all(&c, values, out);
     if (status == BITAXON_OK)
-        status = bxn_output_commit(out, source, &c.format);
+        status = bxn_output_commit(out, tokenizer != NULL ? tokenizer : source, &c.format);
     else
         bxn_output_abort(out);
     c.bundle = NULL; /* the caller's */

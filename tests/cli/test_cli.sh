@@ -509,6 +509,15 @@ run run "$mini" More --chat --load "$dir/state" --max-tokens 5 --json
 check "run --chat --load" exits 0
 check "only the new turn is read" test "$(json prompt_tokens)" -lt 30
 fails "no tokenizer" 1 "" run "$tiny" Hello
+mkdir "$dir/bare"
+cp "$mini"/config.json "$mini"/*.safetensors "$dir/bare/"
+fails "a model without tokenizer" 1 "no tokenizer.json" run "$dir/bare" Hello
+run run "$mini" Hello --greedy --max-tokens 5
+cp "$out" "$dir/own"
+run run "$dir/bare" Hello --greedy --max-tokens 5 --tokenizer "$mini"
+check "run --tokenizer" exits 0
+check "run --tokenizer: the same text" cmp "$dir/own" "$out"
+fails "a folder without tokenizer" 1 "bare: no tokenizer.json" run "$dir/bare" Hello --tokenizer "$dir/bare"
 
 last="run into a closed pipe"
 {

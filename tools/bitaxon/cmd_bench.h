@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cmd_bench.h - what the files of `bitaxon bench` share: samples, the rows of its table, the run.
- * cmd_bench.c takes the options and plans; cmd_bench_limits.c, cmd_bench_parts.c, cmd_bench_adapter.c, cmd_bench_train.c
- * measure; cmd_bench_peer.c runs llama.cpp's program; cmd_bench_report.c prints. */
+ * cmd_bench.c takes the options and plans; cmd_bench_limits.c, cmd_bench_parts.c, cmd_bench_adapter.c and
+ * cmd_bench_train.c measure; cmd_bench_peer.c runs llama.cpp's program; cmd_bench_report.c prints. */
 #ifndef BITAXON_CMD_BENCH_H
 #define BITAXON_CMD_BENCH_H
 

@@ -406,6 +406,7 @@ int cmd_chat(int argc, char **argv)
         TOOL_LIST("stop", 0, "TEXT", &args.stop, "end an answer before this text; may be repeated"),
         TOOL_KV_OPTION(&args.model, "f16"),
         TOOL_ADAPTER_OPTIONS(&args.model),
+        TOOL_TOKENIZER_OPTION(&args.model),
         TOOL_MODEL_OPTIONS(&args.model),
         TOOL_NO_THERMAL_OPTION(&args.thermal),
         TOOL_BATTERY_OPTION(&args.thermal),

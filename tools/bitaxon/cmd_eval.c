@@ -264,6 +264,7 @@ int cmd_eval(int argc, char **argv)
         TOOL_U64("show", 0, &args.show, 1, TOOL_MAX_INTEGER, "print the first N wrong answers"),
         TOOL_KV_OPTION(&args.model, "f16"),
         TOOL_ADAPTER_OPTIONS(&args.model),
+        TOOL_TOKENIZER_OPTION(&args.model),
         TOOL_MODEL_OPTIONS(&args.model),
         TOOL_NO_THERMAL_OPTION(&args.thermal),
         TOOL_THERMAL_OPTIONS(&args.thermal),

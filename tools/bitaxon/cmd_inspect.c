@@ -264,7 +264,7 @@ int cmd_inspect(int argc, char **argv)
     const tool_option options[] = {
         TOOL_U64("context", 0, &context, 1, TOOL_MAX_INTEGER,
                  "memory for a session of N tokens (default: max_seq_len)"),
-        TOOL_KV_OPTION(&args, "f16"), TOOL_MODEL_OPTIONS(&args),
+        TOOL_KV_OPTION(&args, "f16"), TOOL_TOKENIZER_OPTION(&args), TOOL_MODEL_OPTIONS(&args),
         TOOL_FLAG("json", 0, &json, "print one JSON object"), TOOL_OPTIONS_END};
     int first = 0;
     int code = TOOL_OK;

@@ -415,6 +415,7 @@ int cmd_run(int argc, char **argv)
         TOOL_TEXT("save", 0, "FILE", &args.save, "save the state at the end"),
         TOOL_KV_OPTION(&args.model, "f16"),
         TOOL_ADAPTER_OPTIONS(&args.model),
+        TOOL_TOKENIZER_OPTION(&args.model),
         TOOL_MODEL_OPTIONS(&args.model),
         TOOL_NO_THERMAL_OPTION(&args.thermal),
         TOOL_BATTERY_OPTION(&args.thermal),

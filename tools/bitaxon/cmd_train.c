@@ -654,6 +654,7 @@ int cmd_train(int argc, char **argv)
         TOOL_U32("keep", 0, &args.keep, 1, 1000000, "newest checkpoints to keep (default: 3)"),
         TOOL_U64("seed", 0, &args.seed, 0, TOOL_MAX_INTEGER,
                  "of random start, order and dropout (default: 42)"),
+        TOOL_TOKENIZER_OPTION(&args.model),
         TOOL_MODEL_OPTIONS(&args.model),
         TOOL_NO_THERMAL_OPTION(&args.thermal),
         TOOL_THERMAL_OPTIONS(&args.thermal),

@@ -15,6 +15,7 @@ typedef struct tool_model_args {
     const char *isa;
     const char *accuracy;
     const char *kv;
+    const char *tokenizer;
     tool_list adapters; /* PATH or PATH:WEIGHT */
     double adapter_scale;
 } tool_model_args;
@@ -40,6 +41,10 @@ typedef struct tool_model_args {
 #define TOOL_KV_OPTION(args, default_text)                                                         \
     TOOL_TEXT("kv", 0, "TYPE", &(args)->kv,                                                        \
               "f16, f32, i8 or q4: type of the attention window (default: " default_text ")")
+
+#define TOOL_TOKENIZER_OPTION(args)                                                                \
+    TOOL_TEXT("tokenizer", 0, "DIR", &(args)->tokenizer,                                           \
+              "tokenizer files to use instead of the model's own")
 
 #define TOOL_ADAPTER_OPTIONS(args)                                                                 \
     TOOL_LIST("adapter", 0, "PATH[:WEIGHT]", &(args)->adapters,                                    \
