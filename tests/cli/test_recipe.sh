@@ -44,7 +44,7 @@ assert all(word in text for word in wanted), text' \
     "$2/tools/mini" "$dir/a" "$recipe"
 # Stopped between two steps and gone on with, in another folder: the same bytes.
 mkdir "$dir/b"
-for part in read.jsonl answer.jsonl recite.jsonl valid.jsonl questions.jsonl tokenizer; do
+for part in read.jsonl answer.jsonl pair.jsonl ask.jsonl recite.jsonl valid.jsonl questions.jsonl tokenizer; do
     cp -r "$dir/a/$part" "$dir/b/$part"
 done
 check "goes on" python3 "$recipe" --work "$dir/b" --bitaxon "$bin" --quick

@@ -16,7 +16,7 @@ def write(model, notice, found, plan, seed, packages, said):
     rows = [("Jane Austen, *Persuasion*, the model", figure(found["novel.txt"]["bits_per_byte"])),
             ("the same, `xz -9e`", figure(found["xz -9e"]))]
     rows += [("the same, 7-Zip's PPMd after the prose that was trained on", figure(found["7z PPMd after the prose"])),
-             ("the same after all that was trained on and the prose once more", figure(found["7z PPMd after all texts"]))]
+             ("the same after all that the first part of the training read and the prose once more", figure(found["7z PPMd after all texts"]))]
     rows.append(("World English Bible, the last tenth of each book, the model",
                  figure(found["bible.txt"]["bits_per_byte"])))
     lines = [
@@ -33,16 +33,18 @@ def write(model, notice, found, plan, seed, packages, said):
         f"| vocabulary | {plan['vocab']} tokens of byte-level BPE, trained on the same texts |",
         f"| made by | `tools/mini/recipe.py --work DIR`, seed {seed} |",
         f"| training | {plan['read']['steps']:,} updates that read everything, {plan['answer']['steps']:,} of answers and prose, "
-        f"{plan['recite']['steps']:,} of definitions above all; {tokens:,} tokens seen, {seconds / 60:.0f} minutes on two cores (busy with other things, too) |",
+        f"{plan['pair']['steps']:,} of drills in finding what was told, {plan['ask']['steps']:,} of stories with every question "
+        f"and prose, {plan['recite']['steps']:,} of definitions above all; {tokens:,} tokens seen, {seconds / 60:.0f} minutes on two cores (busy with other things, too) |",
         "| texts | five novels of Jane Austen, *The Adventures of Tom Sawyer*, nine tenths of the World English Bible "
         "(public domain); definitions of WordNet 3.0 (see [NOTICE](NOTICE)); generated stories "
-        f"({plan['stories']:,}; `tools/mini/stories.py`) |",
+        f"({plan['stories'] + plan['ask']['asked'] + plan['recite']['asked']:,}; `tools/mini/stories.py`) |",
         f"| packages | {', '.join(packages)} |",
         "| licence | Apache-2.0; the WordNet licence's notice is in [NOTICE](NOTICE) |", "",
         "## On what it has not seen", "",
         f"Of {asked['items']:,} questions about generated stories, none of them in the training set, it answers "
-        f"{asked['correct']:,} in the expected words: {100 * asked['accuracy']:.1f} %", "(`bitaxon eval MODEL --questions`).",
-        "It names a word of the right kind that occurs in the story; where several do, it often takes the wrong one.", "",
+        f"{asked['correct']:,} in the expected words: {100 * asked['accuracy']:.1f} %", "(`bitaxon eval MODEL --questions`).", "",
+        "| such as | asked | right |", "|---|---:|---:|",
+        *[f"| {kind['kind']} | {kind['items']} | {100 * kind['correct'] / kind['items']:.0f} % |" for kind in found["kinds"]], "",
         "| | bits per byte |", "|---|---:|",
         *[f"| {name} | {value} |" for name, value in rows], "",
         "Bits per byte of `bitaxon eval`: windows of 2048 tokens, every 1024. PPMd (order 8, 1 GB) gets the texts before",

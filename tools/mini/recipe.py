@@ -32,18 +32,24 @@ FULL = {
     "vocab": 4096, "stories": 60000, "definitions": 20000, "questions": 1000, "preset": "mini",
     "block": 1024, "blocks": 4, "warmup": 100,
     "read": {"steps": 1800, "rate": 3e-3, "mask": "all"},
-    # Stories from one number to another with up to so many questions each, definitions of so many common words so many
-    # times, and all of the prose so many times. At the end definitions come so often that they are known by heart.
-    "recited": 600, "most": 10,
+    # Stories from one number to another with some questions each, so many others with every question that can be asked,
+    # definitions of so many common words so many times, and all of the prose so many times. Between them drills of
+    # finding what was told: without these the model never learns to look back, and answers with any word that fits. At
+    # the end definitions come so often that they are known by heart.
+    "recited": 600,
     "answer": {"steps": 4200, "rate": 2e-3, "mask": "content", "stories": (0, 40000), "times": 12, "prose": 4},
-    "recite": {"steps": 300, "rate": 8e-4, "mask": "content", "stories": (40000, 41000), "times": 16, "prose": 0.16},
+    "pair": {"steps": 250, "rate": 2e-3, "mask": "content", "pairs": (0, 40000), "warmup": 50, "last": 1e-3},
+    "ask": {"steps": 2000, "rate": 2e-3, "mask": "content", "asked": 26000, "pairs": (40000, 49000), "times": 3, "prose": 1.2},
+    "recite": {"steps": 300, "rate": 8e-4, "mask": "content", "asked": 2000, "times": 16, "prose": 0.16},
 }
 QUICK = {
     "vocab": 512, "stories": 400, "definitions": 0, "questions": 20, "preset": None,
     "block": 256, "blocks": 2, "warmup": 3,
-    "read": {"steps": 24, "rate": 5e-3, "mask": "all"}, "recited": 0, "most": 10,
-    "answer": {"steps": 6, "rate": 1e-3, "mask": "content", "stories": (0, 100), "times": 0, "prose": 0},
-    "recite": {"steps": 3, "rate": 1e-3, "mask": "content", "stories": (100, 200), "times": 0, "prose": 0},
+    "read": {"steps": 24, "rate": 5e-3, "mask": "all"}, "recited": 0,
+    "answer": {"steps": 3, "rate": 1e-3, "mask": "content", "stories": (0, 100)},
+    "pair": {"steps": 3, "rate": 1e-3, "mask": "content", "pairs": (0, 100)},
+    "ask": {"steps": 3, "rate": 1e-3, "mask": "content", "asked": 100},
+    "recite": {"steps": 3, "rate": 1e-3, "mask": "content", "asked": 100},
 }
 QUICK_CONFIG = {
     "vocab_size": 512, "hidden_dim": 64, "num_layers": 3, "num_heads": 2, "d_source_model": 64, "ssm_d_state": 4,
@@ -51,7 +57,7 @@ QUICK_CONFIG = {
     "moe_top_k": 1, "moe_intermediate_dim": 64, "moe_shared_expert": True, "weight_tying": True,
     "max_seq_len": 4096, "rms_norm_eps": 1e-6,
 }
-STAGES = ("read", "answer", "recite")
+STAGES = {"read": "reader", "answer": "answerer", "pair": "finder", "ask": "asked", "recite": "float"}  # and what they make
 HELD_OUT_NOVEL = "Persuasion"
 
 
@@ -109,21 +115,27 @@ def make_texts(work, plan):
     write_lines(os.path.join(work, "read.jsonl"), records)
 
 
-def make_answers(work, plan, stage):
-    """What the later stages learn: the same stories with more questions, the prose again, and the definitions of
-    common words often."""
+def make_more(work, plan, stage):
+    """What a later stage learns: stories and their questions, drills, definitions of common words, prose."""
     part = plan[stage]
-    first, end = part["stories"]
-    told = (stories.record(f"train{SEED}", i, plan["most"]) for i in range(first, end))
+    told = (stories.record(f"train{SEED}", i, 10) for i in range(*part.get("stories", (0, 0))))
     records = [r for r in told if "messages" in r]
-    if plan["recited"]:
+    for i in range(part.get("asked", 0)):
+        text, asks = stories.story(f"{stage}{SEED}", i, *((2, 4) if i % 2 else (4, 10)))
+        records += [stories.dialogue(text, asks[:10])] if asks else []
+    if part.get("times"):
         turns = [{"messages": r["messages"][:2]} for r in definition_turns(texts.fetch(work), plan["recited"])]
         records += part["times"] * turns
+    if part.get("prose"):
         with open(os.path.join(work, "prose.txt"), encoding="utf-8") as file:
             prose = [{"text": piece} for piece in pieces(file.read())]
         whole = int(part["prose"])
         records += whole * prose + random.Random(SEED).sample(prose, int((part["prose"] - whole) * len(prose)))
+    with open(os.path.join(work, "questions.jsonl"), encoding="utf-8") as file:
+        held = {json.loads(line)["question"] for line in file}
+    records = [r for r in records if "messages" not in r or r["messages"][0]["content"] not in held]
     random.Random(SEED).shuffle(records)
+    records += [{"text": stories.pairs(f"train{SEED}", i)} for i in range(*part.get("pairs", (0, 0)))]
     write_lines(os.path.join(work, stage + ".jsonl"), records)
 
 
@@ -150,8 +162,8 @@ def train(work, plan, bitaxon, start, stage, out):
     say(f"training: {stage}")
     folder = os.path.join(work, stage)
     flags = ["--method", "full", "--mask", part["mask"], "--seed", str(SEED), "--steps", str(part["steps"]),
-             "--warmup", str(plan["warmup"]), "--learning-rate", str(part["rate"]),
-             "--min-learning-rate", str(part["rate"] / 20), "--weight-decay", "0.1", "--balance", "0.01",
+             "--warmup", str(part.get("warmup", plan["warmup"])), "--learning-rate", str(part["rate"]),
+             "--min-learning-rate", str(part.get("last", part["rate"] / 20)), "--weight-decay", "0.1", "--balance", "0.01",
              "--block", str(plan["block"]), "--blocks", str(plan["blocks"]), "--accumulate", "1",
              "--save-every", every, "--eval-every", every, "--validation", os.path.join(work, "valid.jsonl"),
              "--output", folder]
@@ -160,9 +172,26 @@ def train(work, plan, bitaxon, start, stage, out):
     shutil.move(os.path.join(folder, "model"), out)
 
 
+def by_kind(work, bitaxon, model):
+    """Of each kind of question: how many there are, and how many are answered rightly."""
+    kinds = {}
+    with open(os.path.join(work, "questions.jsonl"), encoding="utf-8") as file:
+        for record in map(json.loads, file):
+            asked = record["question"].rsplit("\n", 1)[1]
+            kinds.setdefault(next(kind for kind, form in stories.KINDS if re.fullmatch(form, asked)), []).append(record)
+    path = os.path.join(work, "kind.jsonl")
+    for kind, _ in stories.KINDS:
+        if kind in kinds:
+            write_lines(path, kinds[kind])
+            found = json_of(bitaxon, "eval", model, "--questions", path, "--json")
+            yield {"kind": kind, "items": found["items"], "correct": found["correct"]}
+            os.remove(path)
+
+
 def figures(work, plan, bitaxon, model):
     """What the card states, by `bitaxon eval` on what training never saw."""
-    out = {"questions": json_of(bitaxon, "eval", model, "--questions", os.path.join(work, "questions.jsonl"), "--json")}
+    out = {"questions": json_of(bitaxon, "eval", model, "--questions", os.path.join(work, "questions.jsonl"), "--json"),
+           "kinds": list(by_kind(work, bitaxon, model))}
     if not plan["definitions"]:
         return out
     for name in ("novel.txt", "bible.txt"):
@@ -223,22 +252,23 @@ def main():
     for stage in STAGES:
         if not os.path.exists(os.path.join(work, stage + ".jsonl")):
             say("texts: " + stage)
-            make_texts(work, plan) if stage == STAGES[0] else make_answers(work, plan, stage)
+            make_texts(work, plan) if stage == "read" else make_more(work, plan, stage)
     tokenizer = os.path.join(work, "tokenizer")
     if not os.path.isdir(tokenizer):
         say(f"vocabulary of {plan['vocab']}")
         bpe.write(bpe.train(all_text(work), plan["vocab"]), plan["vocab"], tokenizer + ".new")
         os.rename(tokenizer + ".new", tokenizer)
-    models = [os.path.join(work, name) for name in ("start", "reader", "answerer", "float")]
-    if not os.path.isdir(models[0]):
-        make_start(work, plan, bitaxon, models[0])
-    for i, stage in enumerate(STAGES):
-        if not os.path.isdir(models[i + 1]):
-            train(work, plan, bitaxon, models[i], stage, models[i + 1])
+    model = os.path.join(work, "start")
+    if not os.path.isdir(model):
+        make_start(work, plan, bitaxon, model)
+    for stage, name in STAGES.items():
+        before, model = model, os.path.join(work, name)
+        if not os.path.isdir(model):
+            train(work, plan, bitaxon, before, stage, model)
     mini = os.path.join(work, "mini")
     if not os.path.isdir(mini):
         say("quantise")
-        run(bitaxon, "quantize", os.path.join(work, "float"), mini)
+        run(bitaxon, "quantize", model, mini)
     say("figures")
     found = figures(work, plan, bitaxon, mini)
     stages = [trained(os.path.join(work, stage)) for stage in STAGES]

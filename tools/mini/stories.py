@@ -7,7 +7,8 @@ question is answered from the state or from what happened, so that the answer is
 
     for record in generate(seed, count): ...      # {"messages": [...]} or {"text": ...}
 
-Record i depends on (seed, i) alone. Called by recipe.py; `python3 stories.py SEED COUNT` prints some.
+Record i depends on (seed, i) alone. pairs() are drills for it. Called by recipe.py; `python3 stories.py SEED COUNT`
+prints some.
 """
 import json
 import random
@@ -233,15 +234,23 @@ class World:
         return asks
 
 
+# Kinds of questions, the first that fits.
+KINDS = [
+    ("Where is the key?", r"Where is the .*"), ("Where is Anna?", r"Where is .*"),
+    ("Where did Anna find the key?", r"Where did .* find .*"), ("Where did Anna go first?", r"Where did .* go first\?"),
+    ("Who has the key?", r"Who has .*"), ("Who got the key from Anna?", r"Who got .*"),
+    ("What color is the key?", r"What color .*"), ("How many nuts does Anna have?", r"How many .*"),
+    ("How did Anna feel?", r"How did .* feel\?"), ("What animal did Anna have?", r"What animal .*"),
+]
 EVENTS = ([World.go] * 5 + [World.find] * 4 + [World.give] * 3 + [World.put] * 3 + [World.take] * 2 +
           [World.feel] * 2 + [World.collect] * 3 + [World.own_pet, World.go_together])
 
 
-def story(seed, index):
+def story(seed, index, shortest=4, longest=10):
     """(story, [(question, answer), ...]) in an order of its own."""
     rng = random.Random(f"{seed}/{index}")
     world = World(rng)
-    length = rng.randint(4, 10)
+    length = rng.randint(shortest, longest)
     while len(world.told) < length:
         rng.choice(EVENTS)(world)
     asks = list(world.questions().items())
@@ -252,13 +261,52 @@ def story(seed, index):
     return text, asks
 
 
+# What belongs together, told one way and said again in others: once by each half of what was told.
+PAIRS = [
+    (("a {color} {thing}.", "{person} had a {color} {thing}."),
+     ("The {thing} is {color}.", "{thing}: {color}.")),
+    (("{person} had the {thing}.", "{person} found the {thing}.", "Then {person} got the {thing}."),
+     ("{person} has the {thing}.", "The {thing} is {person}'s.", "{thing}: {person}.")),
+    (("{person} went to the {place}.", "{person} ran to the {place}."),
+     ("{person} is in the {place}.", "In the {place} is {person}.")),
+    (("{person} saw the {thing} in the {place}.",),
+     ("{person} found the {thing} in the {place}.", "The {thing} was in the {place}.", "{thing}: {person}.")),
+    (("{person} put the {thing} {spot} in the {place}.",),
+     ("The {thing} is {spot} in the {place}.", "{thing}: {place}.")),
+    (("{person} had {number} {counted}.",), ("{person} has {number} {counted}.",)),
+    (("{thing} {color}.",), ("{thing} {color}.",)),
+]
+
+
+def pairs(seed, index):
+    """A drill in finding again what was told: some pairs, then the same ones in other orders and words."""
+    rng = random.Random(f"{seed}/{index}/pairs")
+    told, again = rng.choice(PAIRS)
+    count = rng.randint(2, 6)
+    drawn = {"person": rng.sample(GIRLS + BOYS, count), "thing": rng.sample(THINGS, count),
+             "place": rng.sample(PLACES, count), "color": rng.sample(COLORS, count),
+             "spot": [rng.choice(SPOTS) for _ in range(count)], "counted": rng.sample(COUNTED, count),
+             "number": [rng.choice(NUMBERS[2:]) for _ in range(count)]}
+    rows = [{name: values[i] for name, values in drawn.items()} for i in range(count)]
+    lines = []
+    for forms in (told, again, again, again):
+        form = rng.choice(forms)
+        lines.append(" ".join(form.format(**row) for row in rows))
+        rng.shuffle(rows)
+    return "\n".join(lines) + "\n"
+
+
 def record(seed, index, most):
     """One record of training: a story alone, or with up to `most` questions."""
     text, asks = story(seed, index)
     rng = random.Random(f"{seed}/{index}/form")
     if rng.random() < 0.15 or not asks:
         return {"text": text + "\n"}
-    asks = asks[:rng.randint(1, most)]
+    return dialogue(text, asks[:rng.randint(1, most)])
+
+
+def dialogue(text, asks):
+    """A story and its questions, one turn each."""
     messages = [{"role": "user", "content": f"{text}\n\n{asks[0][0]}"},
                 {"role": "assistant", "content": asks[0][1]}]
     for question, answer in asks[1:]:
