@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cpu.c - what this processor and its operating system offer. Called when a model is
  * opened and by the public feature query. A feature counts only when the registers it
- * needs are saved by the system (xgetbv; on Arm64 the system's own list says so). Asks for no
- * permission: that a host may use AMX tiles is decided elsewhere. */
+ * needs are saved by the system, as xgetbv or, on Arm64, the system's own list says. No
+ * permission is asked for: that a host may use AMX tiles is decided elsewhere. */
 #include <bitaxon/version.h>
 
 #include "kernels/kernels.h"

@@ -369,6 +369,7 @@ check "bench --only train: memory as told" awk '
           exit !(told > 1e6 && (most == "" || (most > told / 2 && most < told + 2e7))) }' "$out"
 run bench "$dir/q4" --only train --rounds 25 --max-seconds 1 --json
 check "bench --only train: held to its time" exits 0
+check "bench --only train: says that it was" test "$(json complete)" = false
 last="bench --max-seconds 2"
 begun=$(date +%s)
 run bench "$dir/q4" --max-seconds 2 --only prefill,decode,idle --rounds 25 --json

@@ -52,6 +52,17 @@ for file in model.safetensors config.json tokenizer.json; do
     [ -e "$dir/a/mini/$file" ] || file=$(cd "$dir/a/mini" && ls *.safetensors | head -n 1)
     check "same bytes of $file" cmp "$dir/a/mini/$file" "$dir/b/mini/$file"
 done
+check "drills: colors are those that were told" python3 -c '
+import re, sys
+sys.path.insert(0, sys.argv[1])
+import stories
+seen = 0
+for i in range(300):
+    told, *again = stories.pairs("test", i).splitlines()
+    for thing, color in re.findall(r"(\w+)(?: is|:)? (%s)\." % "|".join(stories.COLORS), " ".join(again)):
+        assert re.search(rf"\b({color} {thing}|{thing} {color})\b", told), (told, again)
+        seen += 1
+assert seen > 300, seen' "$2/tools/mini"
 check "stories: who has what, read by other code" python3 -c '
 import re, sys
 sys.path.insert(0, sys.argv[1])

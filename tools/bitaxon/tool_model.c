@@ -123,9 +123,7 @@ void tool_model_params(const char *path, const tool_model_args *args, uint32_t f
     if (args->no_mmap) {
         params->flags |= BITAXON_MODEL_NO_MMAP;
     }
-    if ((flags & BITAXON_MODEL_NO_TOKENIZER) == 0) {
-        params->tokenizer = args->tokenizer;
-    }
+    params->tokenizer = args->tokenizer;
     params->threads = args->threads;
     params->max_bytes = args->max_bytes;
     if (args->isa != NULL) {

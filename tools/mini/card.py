@@ -42,7 +42,7 @@ def write(model, notice, found, plan, seed, packages, said):
         "| licence | Apache-2.0; the WordNet licence's notice is in [NOTICE](NOTICE) |", "",
         "## On what it has not seen", "",
         f"Of {asked['items']:,} questions about generated stories, none of them in the training set, it answers "
-        f"{asked['correct']:,} in the expected words: {100 * asked['accuracy']:.1f} %", "(`bitaxon eval MODEL --questions`).", "",
+        f"{asked['correct']:,} in the expected words: {100 * asked['correct'] / asked['items']:.1f} %", "(`bitaxon eval MODEL --questions`).", "",
         "| such as | asked | right |", "|---|---:|---:|",
         *[f"| {kind['kind']} | {kind['items']} | {100 * kind['correct'] / kind['items']:.0f} % |" for kind in found["kinds"]], "",
         "| | bits per byte |", "|---|---:|",

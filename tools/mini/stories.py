@@ -261,7 +261,7 @@ def story(seed, index, shortest=4, longest=10):
     return text, asks
 
 
-# What belongs together, told one way and said again in others: once by each half of what was told.
+# What belongs together: ways to tell it, and to say it again, by one half of it or the other.
 PAIRS = [
     (("a {color} {thing}.", "{person} had a {color} {thing}."),
      ("The {thing} is {color}.", "{thing}: {color}.")),
