@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* pool.c - the thread pool of a model. Workers sleep between jobs (after a spin of some
- * microseconds, because a token is a hundred short jobs in a row). Which thread
+/* pool.c - the thread pool of a model. Workers sleep between jobs, after a spin of some
+ * tenths of a millisecond: a token or an update is hundreds of short jobs in a row, and to wake a
+ * thread takes as long as some of them, most of all in a virtual machine. Which thread
  * runs a task never shows in a result: tasks are cut by the shapes of the model.
  *
  * Each thread has a contiguous share of the tasks, the same one for jobs of the same size, so
@@ -25,7 +26,7 @@
 #define JOB_OPEN ((uint64_t)1 << 31)
 #define JOB_INSIDE(state) ((uint32_t)(state) & 0x7FFFFFFFu)
 #define JOB_GENERATION(state) ((state) >> 32)
-#define SPINS 1280 /* pauses: some 60 microseconds; not by a clock, a host's may stand still */
+#define SPINS 8192 /* pauses: 0.15 to 0.4 ms by the processor; not by a clock, a host's may stand still */
 #define STACK_BYTES ((size_t)512 << 10)
 
 /* The tasks of one thread, in a cache line of its own. */
