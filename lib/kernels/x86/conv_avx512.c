@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* conv_avx512.c - causal depthwise convolution with SiLU, 16 channels in the lanes of a
  * vector. Called through the kernel table by the state-space op. Walks tokens within
- * blocks of channels whose weights stay in the first cache, and fetches the rows of the next
- * token while one is computed: rows are far apart. */
+ * blocks of channels whose weights stay in the first cache, and fetches rows of tokens that
+ * follow while one is computed: rows are far apart. */
 #include "kernels/kernels_isa.h"
 
 #if defined(__x86_64__)
 #include "kernels/x86/vec_avx512.h"
 
 #define BLOCK 256 /* channels */
-#define AHEAD 2   /* tokens */
 #define COMMON 4  /* taps that have a loop of their own */
 
 /* Row `row` of the joined sequence of tail and x. */
@@ -19,22 +18,23 @@ BXN_INLINE const float *input_row(const bxn_conv_args *args, size_t row)
     return row < before ? args->tail + row * args->e16 : args->x + (row - before) * args->ldx;
 }
 
-BXN_INLINE void prefetch_rows(const bxn_conv_args *args, uint32_t t, uint32_t e)
+BXN_INLINE void prefetch_rows(const bxn_conv_args *args, uint32_t t, uint32_t e, uint32_t ahead)
 {
-    if (t + AHEAD < args->tokens) {
-        _mm_prefetch((const char *)(args->x + (t + AHEAD) * args->ldx + e), _MM_HINT_T0);
-        _mm_prefetch((const char *)(args->y + (t + AHEAD) * args->ldy + e), _MM_HINT_T0);
+    if (t + ahead < args->tokens) {
+        _mm_prefetch((const char *)(args->x + (t + ahead) * args->ldx + e), _MM_HINT_T0);
+        _mm_prefetch((const char *)(args->y + (t + ahead) * args->ldy + e), _MM_HINT_T0);
     }
 }
 
 /* One token, channels [begin, end), 4 taps. */
 static void token4(const bxn_conv_args *args, uint32_t t, uint32_t begin, uint32_t end)
 {
+    const uint32_t ahead = 2 * BLOCK / (end - begin); /* as many channels ahead, however wide a row is */
     const float *p[COMMON];
     for (size_t j = 0; j < COMMON; j++)
         p[j] = input_row(args, (size_t)t + j);
     for (uint32_t e = begin; e < end; e += 16) {
-        prefetch_rows(args, t, e);
+        prefetch_rows(args, t, e, ahead);
         __m512 c = _mm512_loadu_ps(args->bias + e);
         BXN_UNROLL
         for (size_t j = 0; j < COMMON; j++)

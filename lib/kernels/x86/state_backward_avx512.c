@@ -14,6 +14,7 @@
 
 #define CHUNK BXN_SCAN_CHUNK
 #define GROUP 8 /* states */
+#define AHEAD 8 /* tokens whose rows are fetched early */
 #define LN2 0x1.62e43p-1f
 
 /* Of one strip, a vector for each token. */
@@ -68,6 +69,12 @@ static void prepare(const bxn_scan_backward_args *a, uint32_t e, __mmask16 lanes
     const __m512 low = _mm512_set1_ps(1e-4f), high = _mm512_set1_ps(100.0f);
     const float *raw = a->bcd + 2 * (size_t)a->states;
     for (uint32_t t = 0; t < a->tokens; t++) {
+        if (t + AHEAD < a->tokens) { /* rows are pages apart */
+            _mm_prefetch((const char *)(a->x + (t + AHEAD) * a->ldx + e), _MM_HINT_T0);
+            _mm_prefetch((const char *)(a->z + (t + AHEAD) * a->ldz + e), _MM_HINT_T0);
+            _mm_prefetch((const char *)(a->dy + (t + AHEAD) * a->lddy + e), _MM_HINT_T0);
+            _mm_prefetch((const char *)(a->dz + (t + AHEAD) * a->lddz + e), _MM_HINT_T0);
+        }
         __m512 x = _mm512_maskz_loadu_ps(lanes, a->x + t * a->ldx + e);
         __m512 z = _mm512_maskz_loadu_ps(lanes, a->z + t * a->ldz + e);
         __m512 g = _mm512_maskz_loadu_ps(lanes, a->dy + t * a->lddy + e);
@@ -268,6 +275,16 @@ void bxn_scan_backward_avx512(const bxn_scan_backward_args *args)
 
 #define BLOCK 256 /* channels whose weights and sums stay in the first cache */
 
+/* Rows of the token that comes `ahead` tokens later, which is before. */
+BXN_INLINE void prefetch_rows(const bxn_conv_backward_args *a, uint32_t t, uint32_t e, uint32_t ahead)
+{
+    if (t >= ahead + (a->taps - 1)) {
+        _mm_prefetch((const char *)(a->x + (t - ahead - (a->taps - 1)) * a->ldx + e), _MM_HINT_T0);
+        _mm_prefetch((const char *)(a->dy + (t - ahead) * a->lddy + e), _MM_HINT_T0);
+        _mm_prefetch((const char *)(a->dx + (t - ahead) * a->lddx + e), _MM_HINT_T0);
+    }
+}
+
 static void conv_token(const bxn_conv_backward_args *a, uint32_t t, uint32_t e, __mmask16 lanes)
 {
     const size_t before = a->taps - 1, first = t < before ? before - t : 0;
@@ -303,9 +320,13 @@ void bxn_conv_backward_avx512(const bxn_conv_backward_args *args)
 {
     for (uint32_t begin = args->begin; begin < args->end; begin += BLOCK) {
         const uint32_t end = args->end - begin < BLOCK ? args->end : begin + BLOCK;
-        for (uint32_t t = args->tokens; t-- > 0;)
-            for (uint32_t e = begin; e < end; e += 16)
+        const uint32_t ahead = 2 + BLOCK / (end - begin); /* as many channels ahead, however wide a row is */
+        for (uint32_t t = args->tokens; t-- > 0;) {
+            for (uint32_t e = begin; e < end; e += 16) {
+                prefetch_rows(args, t, e, ahead);
                 conv_token(args, t, e, end - e < 16 ? tail_mask(end - e) : (__mmask16)0xFFFF);
+            }
+        }
     }
 }
 #endif
