@@ -419,6 +419,15 @@ static inline size_t bxn_attention_train_scratch(uint32_t head_dim)
            2 * (size_t)BXN_QUERIES * BXN_QUERIES + 4 * (size_t)BXN_QUERIES;
 }
 
+/* What AdamW (Loshchilov & Hutter 2019; spec 9.8) is told for an update, the same for all its parameters. */
+typedef struct bxn_adamw {
+    float scale;          /* of gradients */
+    float b1, c1, b2, c2; /* beta and 1 - beta */
+    float step;           /* rate / (1 - beta1^t) */
+    float root;           /* 1 / sqrt(1 - beta2^t) */
+    float epsilon;
+} bxn_adamw;
+
 typedef struct bxn_kernels {
     /* Rows [16 * group_begin, min(16 * group_end, rows)) of the product. */
     void (*mm_packed4)(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,
@@ -493,6 +502,21 @@ typedef struct bxn_kernels {
     void (*attention_merge)(const float *partials, uint32_t parts, uint32_t head_dim, float *out);
     void (*attention_train)(const bxn_attention_train_args *args);
     void (*attention_backward)(const bxn_attention_train_args *args);
+    /* Training: the same bits in all tiers (train_rows_body.h).
+     * AdamW over n parameters: with g = scale * grad, m = b1 m + c1 g, v = b2 v + c2 g^2,
+     * value = keep value - step m / (sqrt(v) root + epsilon), each operation rounded; grad becomes 0. */
+    void (*adamw)(const bxn_adamw *a, float keep, float *value, float *grad, float *m, float *v, size_t n);
+    /* Sum of squares in double: 16 lanes, added to the sum of what remains behind the last whole 16. */
+    double (*square_sum)(const float *x, size_t n);
+    /* The largest of n values, -infinity when there are none; NaN is passed over. */
+    float (*row_max)(const float *x, size_t n);
+    void (*scale)(float *x, float s, size_t n); /* x *= s */
+    /* One row of the gradient of y = x r w, r = 1 / sqrt(mean(x^2) + eps): dx += r (w dy) - x r^3 / n *
+     * sum(w dy x), the sums in double, 16 lanes and the tree above. Returns r. Arrays are disjoint. */
+    float (*rmsnorm_backward)(const float *x, const float *w, const float *dy, size_t n, float eps, float *dx);
+    /* Its weights: dw += sum over rows t ascending of dy[t] x[t] r[t], in double. */
+    void (*rmsnorm_weight)(const float *x, size_t ldx, const float *dy, size_t lddy, const float *r, uint32_t rows,
+                           size_t n, float *dw);
     /* A row as codes; *scale = (m = max |x|) / 127, code = rint(x * (127 / m)) to nearest even. All 0
      * when m < 1e-30. A row with NaN or an infinity has scale NaN and codes 0. */
     void (*quant_i8)(const float *x, uint32_t n, int8_t *codes, float *scale);

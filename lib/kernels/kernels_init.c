@@ -72,6 +72,17 @@
         SET(attention_backward, tier);                                                             \
     } while (0)
 
+/* Rows of training. */
+#define FILL_TRAIN_ROWS(tier)                                                                      \
+    do {                                                                                           \
+        SET(adamw, tier);                                                                          \
+        SET(square_sum, tier);                                                                     \
+        SET(row_max, tier);                                                                        \
+        SET(scale, tier);                                                                          \
+        SET(rmsnorm_backward, tier);                                                               \
+        SET(rmsnorm_weight, tier);                                                                 \
+    } while (0)
+
 /* Products of bf16 tiles; no tier but AMX has them. */
 #define FILL_TILE(tier)                                                                            \
     do {                                                                                           \
@@ -116,6 +127,7 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
     FILL_TRANSPOSED(ref);
     FILL_STATE(ref);
     FILL_ATTENTION_TRAIN(ref);
+    FILL_TRAIN_ROWS(ref);
     kernels->mm_tile4 = NULL;
     kernels->mm_tile8 = NULL;
     kernels->quant_bf16 = NULL;
@@ -127,6 +139,7 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
         FILL_TRANSPOSED(avx2);
         FILL_STATE(avx2);
         FILL_ATTENTION_TRAIN(avx2);
+        FILL_TRAIN_ROWS(avx2);
     }
     if (kernels->features & BITAXON_CPU_AVX_VNNI)
         FILL_INTEGER(avxvnni);
@@ -136,6 +149,7 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
         FILL_TRANSPOSED(avx512);
         FILL_STATE(avx512);
         FILL_ATTENTION_TRAIN(avx512);
+        FILL_TRAIN_ROWS(avx512);
     }
     if (kernels->features & BITAXON_CPU_AVX512_VNNI)
         FILL_INTEGER(avx512vnni);
@@ -149,6 +163,7 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
         FILL_INTEGER(neon);
         FILL_TRANSPOSED(neon);
         FILL_ATTENTION_TRAIN(neon);
+        FILL_TRAIN_ROWS(neon);
     }
     if (kernels->features & BITAXON_CPU_NEON_DOTPROD)
         FILL_INTEGER(dotprod);

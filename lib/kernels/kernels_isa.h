@@ -45,6 +45,18 @@
     void bxn_attention_train_##tier(const bxn_attention_train_args *args);                         \
     void bxn_attention_backward_##tier(const bxn_attention_train_args *args)
 
+/* Rows of training. */
+#define BXN_DECLARE_TRAIN_ROWS(tier)                                                               \
+    void bxn_adamw_##tier(const bxn_adamw *a, float keep, float *value, float *grad, float *m,     \
+                          float *v, size_t n);                                                     \
+    double bxn_square_sum_##tier(const float *x, size_t n);                                        \
+    float bxn_row_max_##tier(const float *x, size_t n);                                            \
+    void bxn_scale_##tier(float *x, float s, size_t n);                                            \
+    float bxn_rmsnorm_backward_##tier(const float *x, const float *w, const float *dy, size_t n,   \
+                                      float eps, float *dx);                                       \
+    void bxn_rmsnorm_weight_##tier(const float *x, size_t ldx, const float *dy, size_t lddy,       \
+                                   const float *r, uint32_t rows, size_t n, float *dw)
+
 /* Products of bf16 tiles. */
 #define BXN_DECLARE_TILE(tier)                                                                     \
     void bxn_mm_tile4_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
@@ -102,6 +114,10 @@ BXN_DECLARE_ATTENTION_TRAIN(ref);
 BXN_DECLARE_ATTENTION_TRAIN(avx2);
 BXN_DECLARE_ATTENTION_TRAIN(avx512);
 BXN_DECLARE_ATTENTION_TRAIN(neon);
+BXN_DECLARE_TRAIN_ROWS(ref);
+BXN_DECLARE_TRAIN_ROWS(avx2);
+BXN_DECLARE_TRAIN_ROWS(avx512);
+BXN_DECLARE_TRAIN_ROWS(neon);
 BXN_DECLARE_TILE(ref);
 BXN_DECLARE_TILE(amx);
 BXN_DECLARE_INTEGER(avx512vnni);

@@ -69,23 +69,21 @@ static void gather_task(void *context, uint32_t i)
 static void row_task(void *context, uint32_t i)
 {
     const loss_context *c = context;
+    const bxn_kernels *kernels = c->pass->exec.kernels;
     uint32_t vocab = c->model->head.rows, row = c->from[i];
     float *x = c->logits + i * c->ld_v;
-    float max = x[0];
-    for (uint32_t v = 1; v < vocab; v++)
-        max = x[v] > max ? x[v] : max;
+    const float max = kernels->row_max(x, vocab);
     /* The label stands apart, so that 1 - p of a sure one keeps its digits. */
     double others = 0, label = (double)x[c->labels[row]] - (double)max;
     x[c->labels[row]] = -INFINITY;
     for (uint32_t v = 0; v < vocab; v += BLOCK)
-        others += (double)c->pass->exec.kernels->exp_sum(x + v, max, vocab - v < BLOCK ? vocab - v : BLOCK);
+        others += (double)kernels->exp_sum(x + v, max, vocab - v < BLOCK ? vocab - v : BLOCK);
     if (c->logp != NULL)
         c->logp[row] = (float)(label - log1p(others + expm1(label)));
     if (c->coefficient == NULL)
         return;
     double by_sum = (double)c->coefficient[row] / (others + exp(label));
-    for (uint32_t v = 0; v < vocab; v++)
-        x[v] *= (float)-by_sum;
+    kernels->scale(x, (float)-by_sum, vocab);
     x[c->labels[row]] = (float)(by_sum * others);
 }
 

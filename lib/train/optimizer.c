@@ -10,7 +10,6 @@
 
 #define PIECE 4096     /* floats that a task takes at least */
 #define NORM_PARTS 512 /* partial sums of the norm, each over the same part whatever the threads */
-#define LANES 16
 
 double bxn_learning_rate(const bxn_optimizer *o, uint64_t update)
 {
@@ -25,6 +24,7 @@ double bxn_learning_rate(const bxn_optimizer *o, uint64_t update)
 /* ---- norm ------------------------------------------------------------------------------- */
 
 typedef struct norm_context {
+    const bxn_kernels *kernels;
     const float *grad;
     size_t floats, part;
     double sums[NORM_PARTS];
@@ -36,23 +36,14 @@ static void norm_task(void *context, uint32_t item, uint32_t begin, uint32_t end
     (void)item;
     for (uint32_t i = begin; i < end; i++) {
         size_t from = i * c->part, to = from + c->part < c->floats ? from + c->part : c->floats;
-        double lanes[LANES] = { 0 }, sum = 0;
-        size_t at = from;
-        for (; at + LANES <= to; at += LANES)
-            for (int l = 0; l < LANES; l++)
-                lanes[l] += (double)c->grad[at + l] * (double)c->grad[at + l];
-        for (; at < to; at++)
-            sum += (double)c->grad[at] * (double)c->grad[at];
-        for (int l = 0; l < LANES; l++)
-            sum += lanes[l];
-        c->sums[i] = sum;
+        c->sums[i] = c->kernels->square_sum(c->grad + from, to - from);
     }
 }
 
 bitaxon_status bxn_gradient_norm(const bxn_exec *exec, const bxn_parameters *parameters, double scale, double *norm)
 {
-    norm_context c = { .grad = parameters->grad, .floats = parameters->floats };
-    c.part = bxn_round_up(parameters->floats / NORM_PARTS + 1, LANES);
+    norm_context c = { .kernels = exec->kernels, .grad = parameters->grad, .floats = parameters->floats };
+    c.part = bxn_round_up(parameters->floats / NORM_PARTS + 1, 16);
     uint32_t parts = (uint32_t)((c.floats + c.part - 1) / c.part);
     bxn_item item = { parts, c.part };
     bitaxon_status status = parts == 0 ? BITAXON_OK : bxn_ranges_run(exec, &item, 1, norm_task, &c);
@@ -67,28 +58,11 @@ bitaxon_status bxn_gradient_norm(const bxn_exec *exec, const bxn_parameters *par
 
 /* ---- AdamW ------------------------------------------------------------------------------ */
 
-/* One order for all: decay, moments, step (spec 9.8), each rounded to f32. */
-typedef struct adamw {
-    float scale;         /* of gradients */
-    float b1, c1, b2, c2; /* beta and 1 - beta */
-    float step;          /* rate / (1 - beta1^t) */
-    float root;          /* 1 / sqrt(1 - beta2^t) */
-    float epsilon;
-} adamw;
-
-static inline void adamw_element(const adamw *a, float keep, float *p, float *g, float *m, float *v)
-{
-    float gradient = *g * a->scale;
-    *m = a->b1 * *m + a->c1 * gradient;
-    *v = a->b2 * *v + a->c2 * (gradient * gradient);
-    *p = *p * keep - a->step * (*m / (sqrtf(*v) * a->root + a->epsilon));
-    *g = 0;
-}
-
 typedef struct update_context {
+    const bxn_kernels *kernels;
     const bxn_parameters *parameters;
     bool muon;  /* matrices are not taken */
-    adamw a;
+    bxn_adamw a;
     float keep; /* 1 - rate * decay */
 } update_context;
 
@@ -115,12 +89,7 @@ static void adamw_task(void *context, uint32_t item, uint32_t begin, uint32_t en
         size_t at = p->offset > from ? p->offset : from, last = p->offset + p->rows * p->ld;
         last = last < to ? last : to;
         float keep = p->decay ? c->keep : 1.0f;
-        float *value = all->value, *grad = all->grad, *m = all->m, *v = all->v;
-        for (; at + LANES <= last; at += LANES)
-            for (int l = 0; l < LANES; l++)
-                adamw_element(&c->a, keep, value + at + l, grad + at + l, m + at + l, v + at + l);
-        for (; at < last; at++)
-            adamw_element(&c->a, keep, value + at, grad + at, m + at, v + at);
+        c->kernels->adamw(&c->a, keep, all->value + at, all->grad + at, all->m + at, all->v + at, last - at);
     }
 }
 
@@ -308,7 +277,7 @@ bitaxon_status bxn_optimizer_update(const bxn_exec *exec, const bxn_optimizer *o
     scale *= clip < 1 ? clip : 1;
     if (o->kind == BXN_MUON && o->other_rate > 0 && o->learning_rate > 0)
         adamw_rate *= o->other_rate / o->learning_rate;
-    update_context c = { .parameters = parameters, .muon = o->kind == BXN_MUON };
+    update_context c = { .kernels = exec->kernels, .parameters = parameters, .muon = o->kind == BXN_MUON };
     c.a.scale = (float)scale;
     c.a.b1 = (float)o->beta1;
     c.a.c1 = (float)(1 - o->beta1);

@@ -48,6 +48,9 @@ const entry entries[] = {
     ENTRY(quant_bf16, TILE),         ENTRY(attention_train, TRANSPOSED),
     ENTRY(attention_backward, TRANSPOSED),
     ENTRY(scan_backward, STATE),     ENTRY(conv_backward, STATE),
+    ENTRY(adamw, TRANSPOSED),            ENTRY(square_sum, TRANSPOSED),
+    ENTRY(row_max, TRANSPOSED),          ENTRY(scale, TRANSPOSED),
+    ENTRY(rmsnorm_backward, TRANSPOSED), ENTRY(rmsnorm_weight, TRANSPOSED),
 };
 const size_t entry_count = sizeof entries / sizeof entries[0];
 _Static_assert(sizeof entries / sizeof entries[0] * sizeof(void (*)(void)) + sizeof(uint64_t) ==
