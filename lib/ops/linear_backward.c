@@ -14,7 +14,7 @@ enum {
     PART = 128,  /* rows of one range of dX */
     WIDE_PART = 256, /* the same of codes, which are decoded for each, of weights with WIDE_COLS, */
     WIDE_COLS = 2048, /* which leave ranges enough for threads */
-    PARTS = 32,    /* ranges of dX in one region, where there is no adapter */
+    PARTS = 32,    /* ranges of dX in one region, where there is no adapter, and of dW beside them */
     LOW_ROWS = 32, /* rows of one task of adapter parts */
     WIDE = 480,    /* columns of c in one range of an outer product */
     SUM_COLUMNS = 64
@@ -138,6 +138,8 @@ typedef struct block_context {
     float *dx;
     size_t lddx;
     bool add;
+    uint32_t parts;      /* ranges of dX in a region: all items before those of dW */
+    outer_context outer; /* dW, where it is computed beside dX */
     /* scratch */
     float *scaled;  /* dz where there are gains */
     float *dropped; /* [rows, lda]: drop(x); NULL without dropout */
@@ -228,6 +230,39 @@ static void input_task(void *context, uint32_t item, uint32_t begin, uint32_t en
     kernels->mm_t_f32(&a, begin, end, &args, false);
 }
 
+/* dX, or what follows it in the list: dW. */
+static void full_task(void *context, uint32_t item, uint32_t begin, uint32_t end)
+{
+    block_context *c = context;
+    if (item < c->parts)
+        input_task(c, item, begin, end);
+    else
+        outer_task(&c->outer, item - c->parts, begin, end);
+}
+
+/* Without an adapter: dX of a block and its part of dW, whose order of sums is by 128 rows, in one region. */
+static bitaxon_status full_block(block_context *c)
+{
+    const bxn_weight *w = c->w;
+    bxn_item items[2 * PARTS];
+    const bool trains = c->grads != NULL && c->grads->w != NULL;
+    const uint32_t outers = trains ? groups_of(w->cols, WIDE) : 0;
+    c->parts = c->dx != NULL ? groups_of(c->rows, c->part) : 0;
+    for (uint32_t i = 0; i < c->parts; i++)
+        items[i] = (bxn_item){ groups_of(w->cols, BXN_UNIT_COLS), (uint64_t)BXN_UNIT_COLS * w->rows * c->part };
+    if (outers > PARTS) { /* a list of its own */
+        bitaxon_status status = bxn_outer_add(c->exec, c->dy, c->lddy, w->rows, c->x, c->ldx, w->cols, c->rows,
+                                              c->grads->w, w->cols);
+        return status == BITAXON_OK && c->parts != 0 ? bxn_ranges_run(c->exec, items, c->parts, input_task, c) : status;
+    }
+    for (uint32_t i = 0; i < outers; i++)
+        items[c->parts + i] = (bxn_item){ groups_of(w->rows, 16), (uint64_t)16 * WIDE * c->rows };
+    if (trains)
+        c->outer = (outer_context){ c->exec->kernels, { c->dy, c->lddy, c->x, c->ldx, c->rows, c->grads->w, w->cols },
+                                    w->rows, w->cols };
+    return c->parts + outers == 0 ? BITAXON_OK : bxn_ranges_run(c->exec, items, c->parts + outers, full_task, c);
+}
+
 /* Of one row: dx += what the adapter gives, without dropped elements. */
 static void masked_task(void *context, uint32_t t)
 {
@@ -254,25 +289,23 @@ static void magnitude_task(void *context, uint32_t index)
             c->grads->m[first + n] += (float)(sums[n] / (double)c->lora->m[first + n]);
 }
 
-static bitaxon_status backward_block(const block_context *c)
+static bitaxon_status adapted_block(block_context *c)
 {
     const bxn_exec *exec = c->exec;
     const bxn_weight *w = c->w;
     const bxn_lora *lora = c->lora;
-    block_context *shared = (block_context *)(uintptr_t)c; /* tasks do not write it */
-    bitaxon_status status = BITAXON_OK;
-    if (lora != NULL)
-        status = bxn_pool_run(exec->pool, groups_of(c->rows, LOW_ROWS), low_rank_task, shared, exec->cancel);
+    bitaxon_status status =
+        bxn_pool_run(exec->pool, groups_of(c->rows, LOW_ROWS), low_rank_task, c, exec->cancel);
     if (status == BITAXON_OK && c->dx != NULL) {
         bxn_item items[PARTS];
         uint32_t parts = groups_of(c->rows, c->part);
         for (uint32_t i = 0; i < parts; i++)
             items[i] = (bxn_item){ groups_of(w->cols, BXN_UNIT_COLS), (uint64_t)BXN_UNIT_COLS * w->rows * c->part };
-        status = bxn_ranges_run(exec, items, parts, input_task, shared);
-        if (status == BITAXON_OK && lora != NULL && c->masked != NULL)
-            status = bxn_rows_run(exec, c->rows, masked_task, shared);
+        status = bxn_ranges_run(exec, items, parts, input_task, c);
+        if (status == BITAXON_OK && c->masked != NULL)
+            status = bxn_rows_run(exec, c->rows, masked_task, c);
     }
-    if (lora == NULL || c->grads == NULL)
+    if (c->grads == NULL)
         return status;
     if (status == BITAXON_OK && c->grads->b != NULL)
         status =
@@ -284,7 +317,7 @@ static bitaxon_status backward_block(const block_context *c)
                      : bxn_outer_add(exec, c->v, c->ldr, lora->rank, c->x, c->ldx, w->cols, c->rows, c->grads->a,
                                      lora->lda);
     if (status == BITAXON_OK && c->grads->m != NULL && lora->m != NULL)
-        status = bxn_pool_run(exec->pool, groups_of(w->rows, SUM_COLUMNS), magnitude_task, shared, exec->cancel);
+        status = bxn_pool_run(exec->pool, groups_of(w->rows, SUM_COLUMNS), magnitude_task, c, exec->cancel);
     return status;
 }
 
@@ -336,10 +369,10 @@ bitaxon_status bxn_linear_backward(bxn_train_pass *pass, const bxn_weight *w, co
     if (dx == NULL && (grads == NULL || grads->a == NULL))
         c.v = NULL;
     bitaxon_status status = BITAXON_OK;
-    if (grads != NULL && grads->w != NULL)
-        status = bxn_outer_add(exec, dy, lddy, w->rows, x, ldx, w->cols, rows, grads->w, w->cols);
-    if (dx == NULL && (lora == NULL || grads == NULL || (grads->a == NULL && grads->b == NULL && grads->m == NULL)))
+    if (lora != NULL && dx == NULL &&
+        (grads == NULL || (grads->a == NULL && grads->b == NULL && grads->m == NULL)))
         rows = 0;
+    assert((dx == NULL || (dx != x && dx != dy)) && (lora == NULL || grads == NULL || grads->w == NULL));
     const uint32_t block = lora != NULL ? BLOCK : PARTS * c.part;
     for (uint32_t t = 0; t < rows && status == BITAXON_OK; t += block) {
         c.rows = rows - t < block ? rows - t : block;
@@ -349,7 +382,7 @@ bitaxon_status bxn_linear_backward(bxn_train_pass *pass, const bxn_weight *w, co
         c.dy = dy + t * lddy;
         c.dz = c.scaled != NULL ? c.scaled : c.dy;
         c.dx = dx != NULL ? dx + t * lddx : NULL;
-        status = backward_block(&c);
+        status = lora != NULL ? adapted_block(&c) : full_block(&c);
     }
     pass->scratch.used = used;
     return status;

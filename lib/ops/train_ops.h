@@ -85,11 +85,12 @@ typedef struct bxn_train_pass {
 bitaxon_status bxn_train_linear(bxn_train_pass *pass, const bxn_weight *w, const float *x, size_t ldx,
                                 uint32_t rows, float *y, size_t ldy);
 
-/* Backward of it. dy is not changed; its rows are padded with zeros too. dx (nullable) is written, or added
- * to. y is the result of the forward, read when a DoRA magnitude trains and may be NULL otherwise. Dropout is
- * that of the forward, by rows from adapters->first_row on. Of gradients, full: dW += dy^T x; adapters
- * (one in force, weight 1): with u = A^T drop(x), dz = g o dy: dB += s u^T dz, dA += s drop(x)^T (dz B^T),
- * dm += sum over rows of dy o y / m. The gradient through the norm of DoRA is not here (bxn_dora_gains). */
+/* Backward of it. dy is not changed; its rows are padded with zeros too. dx (nullable; neither x nor dy) is
+ * written, or added to. y is the result of the forward, read when a DoRA magnitude trains and may be NULL
+ * otherwise. Dropout is that of the forward, by rows from adapters->first_row on. Of gradients,
+ * full: dW += dy^T x; adapters (one in force, weight 1): with u = A^T drop(x), dz = g o dy:
+ * dB += s u^T dz, dA += s drop(x)^T (dz B^T), dm += sum over rows of dy o y / m. The gradient through the norm of
+ * DoRA is not here (bxn_dora_gains). */
 bitaxon_status bxn_linear_backward(bxn_train_pass *pass, const bxn_weight *w, const float *x, size_t ldx,
                                    const float *y, size_t ldy, const float *dy, size_t lddy, uint32_t rows,
                                    float *dx, size_t lddx, bool add);
