@@ -203,20 +203,6 @@ bitaxon_status bxn_session_prepare(bxn_session *session, uint32_t count, bitaxon
     return status == BITAXON_OK ? prepare(session->cache, count, error) : status;
 }
 
-/* A long prompt comes to use all weights, those of rare experts last of all. Bring in a little
- * of the mapping with each tile, so that what the process holds is settled after some
- * thousand tokens, whatever follows. */
-static void populate(bxn_session *session, uint32_t tokens)
-{
-    const bxn_model *model = session->model;
-    uint64_t left = model->map_bytes - session->populated, piece = (uint64_t)tokens << 19;
-    if (tokens < 8 || left == 0)
-        return;
-    piece = piece < left ? piece : left;
-    bxn_populate_pages((const char *)model->map + session->populated, piece);
-    session->populated += piece;
-}
-
 static bitaxon_status read_tile(bxn_session *session, bool watch, bxn_phase phase, const int32_t *tile,
                                 uint32_t count, float *logits, float *logprobs, double *sum, bitaxon_error *error)
 {
@@ -352,7 +338,8 @@ bitaxon_status bxn_session_read(bxn_session *session, bxn_read_kind kind, const 
         if (status != BITAXON_OK)
             break;
         tokens_before = n;
-        populate(session, n);
+        if (n >= 8) /* a prompt */
+            bxn_model_populate(session->model, n, &session->populated);
         status = read_tile(session, watch, phase, tokens + at, n, logits != NULL ? logits + at * vocab : NULL,
                            logprobs != NULL ? logprobs + at : NULL, sum, error);
         if (status != BITAXON_OK)

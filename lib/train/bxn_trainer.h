@@ -54,6 +54,7 @@ typedef struct bxn_trainer {
     char *targets;
     const bxn_model *source;
     const bxn_model *model; /* source, or the trainable's */
+    uint64_t populated;     /* bytes of its mapping that updates have brought in */
     const bxn_dataset *data, *validation;
     uint8_t start_id[16];   /* of the adapter it started from, else zero */
     int32_t separator;
