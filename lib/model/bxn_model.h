@@ -117,10 +117,9 @@ void bxn_model_outline_free(bxn_mem *mem, bxn_model *outline);
  * experts and the two bridges; never routed experts, routers, gates, x_proj, embedding or head. */
 bool bxn_weight_adaptable(const char *name);
 
-/* Many tokens come to use all weights, those of rare experts last of all. Brings in a little more of the mapping
- * for each of `rows` tokens, from *populated bytes on, so that what the process holds is settled after some
- * thousand of them, whatever follows. */
-void bxn_model_populate(const bxn_model *model, uint32_t rows, uint64_t *populated);
+/* Many tokens come to use all weights, those of rare experts last of all. Brings in so many more bytes of the
+ * mapping, from *populated on, so that what the process holds is settled early, whatever follows. */
+void bxn_model_populate(const bxn_model *model, uint64_t bytes, uint64_t *populated);
 
 /* From now on products with quantised weights take integer activations (`fast`: of 8 bits, else of
  * 16). Routers and shared gates stay exact. Before any pass. */

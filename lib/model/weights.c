@@ -145,9 +145,9 @@ bool bxn_weight_adaptable(const char *name)
     return false;
 }
 
-void bxn_model_populate(const bxn_model *model, uint32_t rows, uint64_t *populated)
+void bxn_model_populate(const bxn_model *model, uint64_t bytes, uint64_t *populated)
 {
-    const uint64_t left = model->map_bytes - *populated, share = (uint64_t)rows << 19, piece = share < left ? share : left;
+    const uint64_t left = model->map_bytes - *populated, piece = bytes < left ? bytes : left;
     if (piece != 0)
         bxn_populate_pages((const char *)model->map + *populated, piece);
     *populated += piece;

@@ -338,8 +338,8 @@ bitaxon_status bxn_session_read(bxn_session *session, bxn_read_kind kind, const 
         if (status != BITAXON_OK)
             break;
         tokens_before = n;
-        if (n >= 8) /* a prompt */
-            bxn_model_populate(session->model, n, &session->populated);
+        if (n >= 8) /* a prompt: all within some thousand tokens */
+            bxn_model_populate(session->model, (uint64_t)n << 19, &session->populated);
         status = read_tile(session, watch, phase, tokens + at, n, logits != NULL ? logits + at * vocab : NULL,
                            logprobs != NULL ? logprobs + at : NULL, sum, error);
         if (status != BITAXON_OK)

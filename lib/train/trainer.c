@@ -417,7 +417,8 @@ static bitaxon_status micro_step(bxn_trainer *t, attempt *a, uint64_t number, bi
         a->empty++;
         return BITAXON_OK;
     }
-    bxn_model_populate(t->model, step.rows, &t->populated);
+    while (t->populated < t->model->map_bytes && !bxn_cancelled(&t->cancel))
+        bxn_model_populate(t->model, (uint64_t)64 << 20, &t->populated);
     adapters.dropout = t->params.dropout;
     adapters.dropout_key = dropout_key(t, number * t->params.machines + t->params.machine);
     uint64_t began = bxn_now_ns(t->mem);
