@@ -5,7 +5,6 @@
  * lanes that never meet before the end. Nothing is fused that would round otherwise (products of two floats
  * are exact in double), so that all tiers give the same bits. kernels.h has the formulas. */
 #include <math.h>
-#include <string.h>
 
 #include "kernels/kernels_isa.h"
 

@@ -4,7 +4,6 @@
 #include "checkkern.h"
 
 #include <math.h>
-#include <string.h>
 
 #include "runtime/runtime.h"
 
@@ -21,14 +20,6 @@ static float *values(run *r, size_t n, float size, bool special)
     for (size_t i = 0; i < n; i++)
         x[i] = special ? specials[i % SPECIALS] : size * normal(r);
     return x;
-}
-
-static float *copied(const float *x, size_t n)
-{
-    float *y = guarded_floats(n);
-    if (n > 0)
-        memcpy(y, x, n * sizeof *y);
-    return y;
 }
 
 static size_t length(size_t i)
@@ -67,7 +58,7 @@ void check_rmsnorm(run *r)
         bool in_place = i & 1, special = i % 16 == 15;
         float size = i % 8 == 3 ? 1e-12f : 2.0f, eps = i % 3 == 0 ? 1e-5f : 1e-6f;
         float *x = values(r, n, size, special), *w = values(r, n, 1.0f, false);
-        float *plain = guarded_floats(n), *y = in_place ? copied(x, n) : guarded_floats(n);
+        float *plain = guarded_floats(n), *y = in_place ? guarded_copy(x, n) : guarded_floats(n);
         r->plain->rmsnorm(x, w, n, eps, plain);
         r->kernels->rmsnorm(in_place ? y : x, w, n, eps, y);
         double sum = 0;
@@ -91,7 +82,7 @@ void check_add(run *r)
     for (size_t i = 0; i < 2 * LENGTHS; i++) {
         size_t n = length(i % LENGTHS);
         float *x = values(r, n, 1.0f, i % 8 == 7), *y = values(r, n, 1.0f, false);
-        float *got = copied(y, n);
+        float *got = guarded_copy(y, n);
         r->kernels->add(got, x, n);
         for (size_t k = 0; k < n; k++)
             compare(r, "value", k, (double)got[k], (double)(float)(y[k] + x[k]), 0.0);
@@ -106,7 +97,7 @@ void check_scale_add(run *r)
         size_t n = length(i % LENGTHS);
         float s = i == 9 ? 0.0f : normal(r);
         float *x = values(r, n, 1.0f, i % 8 == 7), *y = values(r, n, 1.0f, false);
-        float *got = copied(y, n);
+        float *got = guarded_copy(y, n);
         r->kernels->scale_add(got, x, s, n);
         for (size_t k = 0; k < n; k++) {
             double term = (double)s * (double)x[k], want = (double)y[k] + term;
@@ -123,7 +114,7 @@ void check_silu_mul(run *r)
     for (size_t i = 0; i < 2 * LENGTHS; i++) {
         size_t n = length(i % LENGTHS);
         float *a = values(r, n, i % 4 == 1 ? 30.0f : 3.0f, i % 8 == 7);
-        float *b = values(r, n, 1.0f, false), *got = copied(a, n), *plain = copied(a, n);
+        float *b = values(r, n, 1.0f, false), *got = guarded_copy(a, n), *plain = guarded_copy(a, n);
         r->kernels->silu_mul(got, b, n);
         r->plain->silu_mul(plain, b, n);
         for (size_t k = 0; k < n; k++) {
@@ -145,7 +136,8 @@ void check_silu_mul_backward(run *r)
         bool special = i % 8 == 7;
         float *a = values(r, n, i % 4 == 1 ? 30.0f : 3.0f, special), s = i == 9 ? 0.0f : normal(r);
         float *b = values(r, n, 1.0f, false), *g = values(r, n, 1.0f, false);
-        float *got = copied(g, n), *plain = copied(g, n), *db = guarded_floats(n), *plain_db = guarded_floats(n);
+        float *got = guarded_copy(g, n), *plain = guarded_copy(g, n);
+        float *db = guarded_floats(n), *plain_db = guarded_floats(n);
         float sum = r->kernels->silu_mul_backward(a, b, got, s, db, n);
         float plain_sum = r->plain->silu_mul_backward(a, b, plain, s, plain_db, n);
         double want_sum = 0, size = 0;
@@ -184,7 +176,7 @@ void check_exp_sum(run *r)
                 x[k] = -INFINITY;
             max = x[k] > max ? x[k] : max;
         }
-        float *got = copied(x, n), *plain = copied(x, n);
+        float *got = guarded_copy(x, n), *plain = guarded_copy(x, n);
         float sum = r->kernels->exp_sum(got, max, n), plain_sum = r->plain->exp_sum(plain, max, n);
         double want_sum = 0;
         bool use_double = r->is_plain && !special;

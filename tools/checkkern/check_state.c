@@ -9,14 +9,6 @@
 
 #include "runtime/runtime.h"
 
-static float *randoms(run *r, size_t n, float size)
-{
-    float *x = guarded_floats(n);
-    for (size_t i = 0; i < n; i++)
-        x[i] = size * normal(r);
-    return x;
-}
-
 /* What lies outside [begin, end) of every row must be untouched. */
 static void check_untouched(run *r, const float *y, uint32_t tokens, size_t ld, uint32_t begin,
                             uint32_t end)
@@ -39,7 +31,7 @@ static void conv_case(run *r, uint32_t strips, uint32_t taps, uint32_t tokens, b
                        .ldy = e16 + below(r, 2) * 16};
     a.begin = below(r, strips) * 16;
     a.end = a.begin + (1 + below(r, strips - a.begin / 16)) * 16;
-    float *x = randoms(r, tokens * a.ldx, 2.0f);
+    float *x = guarded_randoms(r, tokens * a.ldx, 2.0f);
     if (special && tokens > 0) {
         x[a.begin] = NAN;
         x[a.begin + 1] = INFINITY;
@@ -47,9 +39,9 @@ static void conv_case(run *r, uint32_t strips, uint32_t taps, uint32_t tokens, b
         x[a.begin + 3] = -200.0f;
     }
     a.x = x;
-    a.tail = randoms(r, (taps - 1) * e16, 2.0f);
-    a.weight = randoms(r, taps * e16, 1.0f);
-    a.bias = randoms(r, e16, 1.0f);
+    a.tail = guarded_randoms(r, (taps - 1) * e16, 2.0f);
+    a.weight = guarded_randoms(r, taps * e16, 1.0f);
+    a.bias = guarded_randoms(r, e16, 1.0f);
     float *y = guarded_floats(tokens * a.ldy), *plain = guarded_floats(tokens * a.ldy);
     fill_pattern(y, tokens * a.ldy);
     fill_pattern(plain, tokens * a.ldy);
@@ -173,13 +165,13 @@ static void scan_case(run *r, scan_sizes s, bool in_place, bool special)
                        .ldy = e16 + below(r, 2) * 16};
     a.begin = below(r, s.strips) * 16;
     a.end = a.begin + (1 + below(r, s.strips - a.begin / 16)) * 16;
-    float *x = randoms(r, s.tokens * e16, 1.0f), *a2 = guarded_floats(state_floats);
+    float *x = guarded_randoms(r, s.tokens * e16, 1.0f), *a2 = guarded_floats(state_floats);
     a.x = x;
-    a.z = randoms(r, s.tokens * a.ldz, 2.0f);
-    a.bcd = randoms(r, s.tokens * a.ldbcd, 1.0f);
-    a.dt_weight = randoms(r, e16, s.dt_size);
-    a.dt_bias = randoms(r, e16, s.dt_size);
-    a.d = randoms(r, e16, 1.0f);
+    a.z = guarded_randoms(r, s.tokens * a.ldz, 2.0f);
+    a.bcd = guarded_randoms(r, s.tokens * a.ldbcd, 1.0f);
+    a.dt_weight = guarded_randoms(r, e16, s.dt_size);
+    a.dt_bias = guarded_randoms(r, e16, s.dt_size);
+    a.d = guarded_randoms(r, e16, 1.0f);
     for (size_t i = 0; i < state_floats; i++)
         a2[i] = -uniform(r, 0.0f, s.a_size);
     a2[a.begin * s.states] = -0.0f;
@@ -190,7 +182,7 @@ static void scan_case(run *r, scan_sizes s, bool in_place, bool special)
         x[a.begin + 2] = INFINITY;
         x[a.begin + 3] = 1e-42f;
     }
-    float *h_in = randoms(r, state_floats, 1.0f), *h_plain = guarded_floats(state_floats);
+    float *h_in = guarded_randoms(r, state_floats, 1.0f), *h_plain = guarded_floats(state_floats);
     float *h_out = guarded_floats(state_floats), *y = guarded_floats(s.tokens * a.ldy);
     float *plain = guarded_floats(s.tokens * a.ldy);
     fill_pattern(h_out, state_floats);

@@ -70,25 +70,10 @@ static val whole(const total *t)
     return (val){t->v, t->e + (t->terms + 8) * UNIT_ROUNDOFF * t->size + TINY};
 }
 
-static float *randoms(run *r, size_t n, float size)
-{
-    float *x = guarded_floats(n);
-    for (size_t i = 0; i < n; i++)
-        x[i] = size * normal(r);
-    return x;
-}
-
 /* [rows, count] without the rest of the last row, which nobody may touch. */
 static float *random_rows(run *r, uint32_t rows, size_t ld, uint32_t count, float size)
 {
-    return randoms(r, (rows - 1) * ld + count, size);
-}
-
-static float *copy_of(const float *x, size_t n)
-{
-    float *y = guarded_floats(n);
-    memcpy(y, x, n * sizeof *y);
-    return y;
+    return guarded_randoms(r, (rows - 1) * ld + count, size);
 }
 
 /* A result of the tier against the expected value, or what plain C has where there is none. */
@@ -133,9 +118,9 @@ static outputs new_outputs(const bxn_scan_backward_args *a, const outputs *start
     fill_pattern(o.dx, o.rows);
     fill_pattern(o.dz, (a->tokens - 1) * a->lddz + (o.rows - (a->tokens - 1) * a->lddx));
     o.dbcd = guarded_floats((a->tokens - 1) * a->lddbcd + 2 * (size_t)a->states + 1);
-    o.carry = copy_of(start->carry, o.state);
+    o.carry = guarded_copy(start->carry, o.state);
     for (int i = 0; i < 4; i++)
-        o.vectors[i] = copy_of(start->vectors[i], i < 3 ? e16 : o.state);
+        o.vectors[i] = guarded_copy(start->vectors[i], i < 3 ? e16 : o.state);
     return o;
 }
 
@@ -305,8 +290,8 @@ static void check_in_place(run *r, const bxn_scan_backward_args *a, const output
     bxn_scan_backward_args b = *a;
     memset(over.vectors, 0, sizeof over.vectors);
     point_at(&b, &over);
-    b.dy = b.dx = copy_of(a->dy, (a->tokens - 1) * a->lddy + row);
-    b.z = b.dz = copy_of(a->z, (a->tokens - 1) * a->ldz + row);
+    b.dy = b.dx = guarded_copy(a->dy, (a->tokens - 1) * a->lddy + row);
+    b.z = b.dz = guarded_copy(a->z, (a->tokens - 1) * a->ldz + row);
     b.lddx = a->lddy;
     b.lddz = a->ldz;
     r->kernels->scan_backward(&b);
@@ -342,13 +327,13 @@ static void scan_case(run *r, sizes s, int special)
     float *z = random_rows(r, s.tokens, a.ldz, s.channels, 2.0f);
     float *dy = random_rows(r, s.tokens, a.lddy, s.channels, 1.0f);
     a.bcd = random_rows(r, s.tokens, a.ldbcd, (uint32_t)width, 1.0f);
-    float *parameters[3], *a2 = guarded_floats(state), *h_in = randoms(r, state, 1.0f);
+    float *parameters[3], *a2 = guarded_floats(state), *h_in = guarded_randoms(r, state, 1.0f);
     outputs start = {.rows = (s.tokens - 1) * a.lddx + s.channels, .state = state};
-    start.carry = randoms(r, state, 1.0f);
+    start.carry = guarded_randoms(r, state, 1.0f);
     for (int i = 0; i < 4; i++)
-        start.vectors[i] = randoms(r, i < 3 ? e16 : state, 1.0f);
+        start.vectors[i] = guarded_randoms(r, i < 3 ? e16 : state, 1.0f);
     for (int i = 0; i < 3; i++)
-        parameters[i] = randoms(r, e16, i < 2 ? s.dt_size : 1.0f);
+        parameters[i] = guarded_randoms(r, e16, i < 2 ? s.dt_size : 1.0f);
     for (size_t i = 0; i < state; i++)
         a2[i] = -uniform(r, 0.0f, s.a_size);
     a2[a.begin * s.states] = -0.0f;
@@ -445,7 +430,7 @@ static void conv_case(run *r, uint32_t channels, uint32_t taps, uint32_t tokens,
     const size_t x_floats = (tokens - 1) * a.ldx + channels;
     float *x = random_rows(r, tokens, a.ldx, channels, 2.0f);
     float *dy = random_rows(r, tokens, a.lddy, channels, 1.0f);
-    float *start_w = randoms(r, weights, 1.0f), *start_b = randoms(r, e16, 1.0f);
+    float *start_w = guarded_randoms(r, weights, 1.0f), *start_b = guarded_randoms(r, e16, 1.0f);
     if (special != 0) {
         x[a.begin] = special == 2 ? NAN : 1e-42f;
         x[a.begin + 1] = special == 2 ? 1e30f : 150.0f;
@@ -453,15 +438,15 @@ static void conv_case(run *r, uint32_t channels, uint32_t taps, uint32_t tokens,
         dy[a.begin + 3] = special == 2 ? INFINITY : 1e-42f;
     }
     a.x = x;
-    a.weight = randoms(r, weights, 1.0f);
-    a.bias = randoms(r, e16, 1.0f);
+    a.weight = guarded_randoms(r, weights, 1.0f);
+    a.bias = guarded_randoms(r, e16, 1.0f);
     float *got[4], *plain[4], *place[4]; /* dy, dx, dweight, dbias */
     float **const all[] = {plain, got, place};
     for (int i = 0; i < 3; i++) {
-        all[i][0] = copy_of(dy, dy_floats);
-        all[i][1] = i == 2 ? copy_of(x, x_floats) : guarded_floats((tokens - 1) * a.lddx + channels);
-        all[i][2] = copy_of(start_w, weights);
-        all[i][3] = copy_of(start_b, e16);
+        all[i][0] = guarded_copy(dy, dy_floats);
+        all[i][1] = i == 2 ? guarded_copy(x, x_floats) : guarded_floats((tokens - 1) * a.lddx + channels);
+        all[i][2] = guarded_copy(start_w, weights);
+        all[i][3] = guarded_copy(start_b, e16);
         if (i < 2)
             fill_pattern(all[i][1], (tokens - 1) * a.lddx + channels);
         bxn_conv_backward_args b = a;

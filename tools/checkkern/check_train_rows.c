@@ -4,29 +4,12 @@
 #include "checkkern.h"
 
 #include <math.h>
-#include <string.h>
 
 #define LENGTHS 80
 
 static size_t length(size_t i)
 {
     return i <= 70 ? i : 41 * (i - 70) * (i - 70) + i % 3;
-}
-
-static float *random_floats(run *r, size_t n, float size)
-{
-    float *x = guarded_floats(n);
-    for (size_t i = 0; i < n; i++)
-        x[i] = size * normal(r);
-    return x;
-}
-
-static float *copy_of(const float *x, size_t n)
-{
-    float *y = guarded_floats(n);
-    if (n > 0)
-        memcpy(y, x, n * sizeof *y);
-    return y;
 }
 
 void check_adamw(run *r)
@@ -36,16 +19,16 @@ void check_adamw(run *r)
         const bxn_adamw a = { .scale = i % 3 == 0 ? 1.0f : 0.37f, .b1 = 0.9f, .c1 = 0.1f, .b2 = 0.999f, .c2 = 0.001f,
                               .step = 1e-3f * (float)(1 + i % 5), .root = i % 4 == 0 ? 1.0f : 3.2f, .epsilon = 1e-8f };
         const float keep = i % 2 == 0 ? 1.0f : 0.99f;
-        float *value = random_floats(r, n, 1), *grad = random_floats(r, n, 0.1f), *m = random_floats(r, n, 0.1f);
-        float *v = random_floats(r, n, 0.1f);
+        float *value = guarded_randoms(r, n, 1), *grad = guarded_randoms(r, n, 0.1f), *m = guarded_randoms(r, n, 0.1f);
+        float *v = guarded_randoms(r, n, 0.1f);
         for (size_t k = 0; k < n; k++)
             v[k] = i % 7 == 0 && k % 5 == 0 ? 0 : v[k] * v[k];
         if (i % 7 == 6 && n > 2) { /* what is not finite stays where it is */
             grad[n - 1] = NAN;
             grad[n / 2] = INFINITY;
         }
-        float *got[4] = { copy_of(value, n), copy_of(grad, n), copy_of(m, n), copy_of(v, n) };
-        float *plain[4] = { copy_of(value, n), copy_of(grad, n), copy_of(m, n), copy_of(v, n) };
+        float *got[4] = { guarded_copy(value, n), guarded_copy(grad, n), guarded_copy(m, n), guarded_copy(v, n) };
+        float *plain[4] = { guarded_copy(value, n), guarded_copy(grad, n), guarded_copy(m, n), guarded_copy(v, n) };
         r->kernels->adamw(&a, keep, got[0], got[1], got[2], got[3], n);
         r->plain->adamw(&a, keep, plain[0], plain[1], plain[2], plain[3], n);
         for (size_t k = 0; k < n; k++) {
@@ -74,7 +57,7 @@ void check_square_sum(run *r)
 {
     for (size_t i = 0; i < LENGTHS; i++) {
         const size_t n = length(i);
-        float *x = random_floats(r, n, i % 2 == 0 ? 1.0f : 1e15f);
+        float *x = guarded_randoms(r, n, i % 2 == 0 ? 1.0f : 1e15f);
         if (i % 9 == 8)
             x[n / 2] = i % 2 == 0 ? NAN : INFINITY;
         const double got = r->kernels->square_sum(x, n), plain = r->plain->square_sum(x, n);
@@ -92,7 +75,7 @@ void check_row_max(run *r)
 {
     for (size_t i = 0; i < LENGTHS; i++) {
         const size_t n = length(i);
-        float *x = random_floats(r, n, 3), want = -INFINITY;
+        float *x = guarded_randoms(r, n, 3), want = -INFINITY;
         for (size_t k = 0; k < n; k++) {
             if (i % 5 == 4)
                 x[k] = k % 3 == 0 ? NAN : k % 3 == 1 ? -INFINITY : -1e30f;
@@ -115,12 +98,12 @@ void check_scale(run *r)
     for (size_t i = 0; i < LENGTHS; i++) {
         const size_t n = length(i);
         const float s = i == 9 ? 0.0f : normal(r);
-        float *x = random_floats(r, n, 1);
+        float *x = guarded_randoms(r, n, 1);
         if (i % 7 == 6 && n > 1) {
             x[0] = NAN;
             x[n - 1] = INFINITY;
         }
-        float *got = copy_of(x, n), *plain = copy_of(x, n);
+        float *got = guarded_copy(x, n), *plain = guarded_copy(x, n);
         r->kernels->scale(got, s, n);
         r->plain->scale(plain, s, n);
         for (size_t k = 0; k < n; k++) {
@@ -138,9 +121,9 @@ void check_rmsnorm_backward(run *r)
     for (size_t i = 1; i < LENGTHS; i++) {
         const size_t n = length(i);
         const float eps = i % 2 == 0 ? 1e-6f : 1e-5f;
-        float *x = random_floats(r, n, i % 6 == 5 ? 1e-4f : 1.0f), *w = random_floats(r, n, 1);
-        float *dy = random_floats(r, n, 1), *dx = random_floats(r, n, 0.5f);
-        float *got = copy_of(dx, n), *plain = copy_of(dx, n);
+        float *x = guarded_randoms(r, n, i % 6 == 5 ? 1e-4f : 1.0f), *w = guarded_randoms(r, n, 1);
+        float *dy = guarded_randoms(r, n, 1), *dx = guarded_randoms(r, n, 0.5f);
+        float *got = guarded_copy(dx, n), *plain = guarded_copy(dx, n);
         const float inverse = r->kernels->rmsnorm_backward(x, w, dy, n, eps, got);
         const float plain_inverse = r->plain->rmsnorm_backward(x, w, dy, n, eps, plain);
         double squares = 0, products = 0, size = 0;
@@ -172,9 +155,9 @@ void check_rmsnorm_weight(run *r)
     for (size_t i = 0; i < 72; i++) {
         const size_t n = i < 70 ? i : 64 * (i - 68), ldx = n + 3, lddy = n + 1;
         const uint32_t rows = i % 5 == 0 ? 0 : (uint32_t)(i % 37);
-        float *x = random_floats(r, rows * ldx, 1), *dy = random_floats(r, rows * lddy, 1);
-        float *by = random_floats(r, rows, 1), *dw = random_floats(r, n, 1);
-        float *got = copy_of(dw, n), *plain = copy_of(dw, n);
+        float *x = guarded_randoms(r, rows * ldx, 1), *dy = guarded_randoms(r, rows * lddy, 1);
+        float *by = guarded_randoms(r, rows, 1), *dw = guarded_randoms(r, n, 1);
+        float *got = guarded_copy(dw, n), *plain = guarded_copy(dw, n);
         r->kernels->rmsnorm_weight(x, ldx, dy, lddy, by, rows, n, got);
         r->plain->rmsnorm_weight(x, ldx, dy, lddy, by, rows, n, plain);
         for (size_t k = 0; k < n; k++) {

@@ -51,6 +51,8 @@ uint16_t random_f16(run *r, float low, float high);
 /* bytes that end where an unreadable page begins; the slack before them is a canary. */
 void *guarded(size_t bytes);
 float *guarded_floats(size_t count);
+float *guarded_randoms(run *r, size_t count, float size); /* normal, of that deviation */
+float *guarded_copy(const float *x, size_t count);
 /* Check the canaries of every guarded block since the last call and free them all. */
 void release_guarded(run *r, const char *what);
 

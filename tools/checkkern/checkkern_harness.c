@@ -82,6 +82,22 @@ float *guarded_floats(size_t count)
     return guarded(count * sizeof(float));
 }
 
+float *guarded_randoms(run *r, size_t count, float size)
+{
+    float *x = guarded_floats(count);
+    for (size_t i = 0; i < count; i++)
+        x[i] = size * normal(r);
+    return x;
+}
+
+float *guarded_copy(const float *x, size_t count)
+{
+    float *y = guarded_floats(count);
+    if (count > 0)
+        memcpy(y, x, count * sizeof *y);
+    return y;
+}
+
 void release_guarded(run *r, const char *what)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
