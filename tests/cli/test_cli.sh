@@ -367,9 +367,10 @@ check "bench --only train: memory as told" awk '
     /"key": "train_/ { key = $2 } /"value": / { v[key] = $2 + 0 }
     END { told = v["\"train_told\","]; most = v["\"train_memory\","]
           exit !(told > 1e6 && (most == "" || (most > told / 2 && most < told + 2e7))) }' "$out"
-run bench "$dir/q4" --only train --rounds 25 --max-seconds 1 --json
+run bench "$root/examples/models/mini" --only train --rounds 25 --max-seconds 1 --json
 check "bench --only train: held to its time" exits 0
-check "bench --only train: says that it was" test "$(json complete)" = false
+# All 25 take ten times as long; one that does not seem to fit is left out, one that was begun is broken off.
+check "bench --only train: ends in time" awk -v s="$(json seconds)" 'BEGIN { exit !(s > 0 && s < 5) }'
 last="bench --max-seconds 2"
 begun=$(date +%s)
 run bench "$dir/q4" --max-seconds 2 --only prefill,decode,idle --rounds 25 --json
