@@ -10,6 +10,7 @@
 
 #define PIECE 4096     /* floats that a task takes at least */
 #define NORM_PARTS 512 /* partial sums of the norm, each over the same part whatever the threads */
+#define NORM_LANES 16  /* partial sums of square_sum: parts are whole rounds of them */
 
 double bxn_learning_rate(const bxn_optimizer *o, uint64_t update)
 {
@@ -43,7 +44,7 @@ static void norm_task(void *context, uint32_t item, uint32_t begin, uint32_t end
 bitaxon_status bxn_gradient_norm(const bxn_exec *exec, const bxn_parameters *parameters, double scale, double *norm)
 {
     norm_context c = { .kernels = exec->kernels, .grad = parameters->grad, .floats = parameters->floats };
-    c.part = bxn_round_up(parameters->floats / NORM_PARTS + 1, 16);
+    c.part = bxn_round_up(parameters->floats / NORM_PARTS + 1, NORM_LANES);
     uint32_t parts = (uint32_t)((c.floats + c.part - 1) / c.part);
     bxn_item item = { parts, c.part };
     bitaxon_status status = parts == 0 ? BITAXON_OK : bxn_ranges_run(exec, &item, 1, norm_task, &c);

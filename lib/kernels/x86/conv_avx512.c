@@ -27,9 +27,8 @@ BXN_INLINE void prefetch_rows(const bxn_conv_args *args, uint32_t t, uint32_t e,
 }
 
 /* One token, channels [begin, end), 4 taps. */
-static void token4(const bxn_conv_args *args, uint32_t t, uint32_t begin, uint32_t end)
+static void token4(const bxn_conv_args *args, uint32_t t, uint32_t begin, uint32_t end, uint32_t ahead)
 {
-    const uint32_t ahead = 2 * BLOCK / (end - begin); /* as many channels ahead, however wide a row is */
     const float *p[COMMON];
     for (size_t j = 0; j < COMMON; j++)
         p[j] = input_row(args, (size_t)t + j);
@@ -59,9 +58,10 @@ void bxn_conv_silu_avx512(const bxn_conv_args *args)
 {
     for (uint32_t begin = args->begin; begin < args->end; begin += BLOCK) {
         const uint32_t end = args->end - begin < BLOCK ? args->end : begin + BLOCK;
+        const uint32_t ahead = 2 * BLOCK / (end - begin); /* as many channels ahead, however wide a row is */
         for (uint32_t t = 0; t < args->tokens; t++) {
             if (args->taps == COMMON)
-                token4(args, t, begin, end);
+                token4(args, t, begin, end, ahead);
             else
                 token_any(args, t, begin, end);
         }
