@@ -201,9 +201,9 @@ static double estimate(const bench_run *run, const bench_step *step)
     case STEP_PREFILL:
         return (double)step->length / run->prefill_rate * rounds;
     case STEP_DECODE:
-        return (16.0 / run->decode_rate + 0.4) * rounds;
+        return (16.0 / run->decode_rate + BENCH_READ_SECONDS) * rounds;
     case STEP_BATCH:
-        return (8.0 * (1.0 + 0.3 * (double)step->length) / run->decode_rate + 0.4) * rounds;
+        return (8.0 * (1.0 + 0.3 * (double)step->length) / run->decode_rate + BENCH_READ_SECONDS) * rounds;
     case STEP_ADAPTER:
         return 0.1 * rounds;
     case STEP_IDLE:
@@ -215,13 +215,11 @@ static double estimate(const bench_run *run, const bench_step *step)
     }
 }
 
-static void show_progress(bench_run *run, const char *what, uint32_t round, uint32_t rounds,
-                          double seconds)
+void bench_show(bench_run *run, const char *what, uint32_t round, uint32_t rounds, double left)
 {
     if (!run->progress.enabled) {
         return;
     }
-    double left = seconds * (rounds - round);
     for (uint32_t i = run->step + 1; i < run->step_count; i++) {
         left += estimate(run, &run->steps[i]);
     }
@@ -248,7 +246,7 @@ bool bench_go_on(bench_run *run, const char *what, uint32_t round, uint32_t roun
         }
         return false;
     }
-    show_progress(run, what, round, rounds, seconds);
+    bench_show(run, what, round, rounds, seconds * (rounds - round));
     return true;
 }
 
@@ -553,6 +551,7 @@ int cmd_bench(int argc, char **argv)
     }
     run.threads = args.model.threads != 0 ? args.model.threads : bench_cpus();
     run.began_ns = tool_now_ns();
+    bench_stolen(&run.stolen, &run.ticks);
     if (args.max_seconds != 0) {
         start_alarm(args.max_seconds);
     }

@@ -60,8 +60,17 @@ typedef struct bench_limit {
     bench_samples samples;
 } bench_limit;
 
-/* One result. rate and limit are of one unit and were measured in turns; without samples there is
- * no limit to compare with. */
+#define BENCH_READ_SECONDS 0.8 /* that the passes around a round take, as far as one can tell */
+
+/* Passes of reading around what is compared with them, bytes per second. */
+enum { BENCH_STREAMS = 4 }; /* 1, 2, 4 and 8 streams a thread */
+typedef struct bench_reading {
+    double sum[BENCH_STREAMS];
+    uint32_t passes;
+} bench_reading;
+
+/* One result. rate and limit are of one unit, and sample i of both was taken in the same round; without
+ * samples there is no limit to compare with. */
 typedef struct bench_row {
     char name[48];
     char key[32];
@@ -119,6 +128,7 @@ typedef struct bench_run {
     uint32_t length_count;
     unsigned threads;
     uint64_t began_ns;
+    double stolen, ticks; /* of /proc/stat when it began: taken by a hypervisor, and in all */
     bool stopped; /* by a signal or by --max-seconds: what there is gets printed */
     char stop_reason[80];
     tool_progress progress;
@@ -147,9 +157,11 @@ typedef struct bench_run {
 
 /* ---- cmd_bench.c ---- */
 
-/* Is there time for one more piece of about `seconds`, and has nobody asked to stop? Shows progress;
- * with the time left of the whole plan. A piece that is not begun at all is noted as left out. */
+/* Is there time for one more round of about `seconds`, and has nobody asked to stop? Shows progress. A step
+ * none of whose rounds is begun is noted as left out. */
 bool bench_go_on(bench_run *run, const char *what, uint32_t round, uint32_t rounds, double seconds);
+/* Show what is at work and the time left: `left` seconds of this step, and the steps after it. */
+void bench_show(bench_run *run, const char *what, uint32_t round, uint32_t rounds, double left);
 /* The session that a signal or the end of the time cancels; NULL for none. */
 void bench_watch(bitaxon_session *session);
 void bench_watch_trainer(bitaxon_trainer *trainer);
@@ -164,9 +176,13 @@ double bench_seconds(const bench_run *run); /* since the start */
 /* ---- cmd_bench_limits.c ---- */
 
 unsigned bench_cpus(void); /* that the process may use */
+/* Ticks of all processors since they started, and those that a hypervisor gave to others; zeros where no one tells. */
+void bench_stolen(double *stolen, double *ticks);
 bool bench_buffer(bench_run *run); /* make it; false after a message */
 void bench_buffer_drop(bench_run *run);
-double bench_read_now(bench_run *run); /* all threads, the best number of streams */
+/* Two passes more over the buffer with each number of streams, all threads; begin with zeros. */
+void bench_read_more(const bench_run *run, bench_reading *reading);
+double bench_read_limit(const bench_reading *reading); /* mean of the passes of the best number of streams */
 bool bench_has_peak(bench_peak_kind kind);
 /* Widest f32 among BITAXON_CPU_* features. */
 bench_peak_kind bench_peak_for(uint64_t features);

@@ -19,6 +19,23 @@ unsigned bench_cpus(void)
     return count < 1 ? 1u : count > BENCH_MAX_THREADS ? BENCH_MAX_THREADS : (unsigned)count;
 }
 
+void bench_stolen(double *stolen, double *ticks)
+{
+    double t[8] = {0}; /* user nice system idle iowait irq softirq steal */
+    FILE *file = fopen("/proc/stat", "r");
+    *stolen = *ticks = 0.0;
+    if (file != NULL) {
+        if (fscanf(file, "cpu %lf %lf %lf %lf %lf %lf %lf %lf", &t[0], &t[1], &t[2], &t[3], &t[4], &t[5], &t[6],
+                   &t[7]) == 8) {
+            *stolen = t[7];
+            for (int i = 0; i < 8; i++) {
+                *ticks += t[i];
+            }
+        }
+        fclose(file);
+    }
+}
+
 /* Memory of a pass over it, touched, in large pages where the system gives them, or in small ones. */
 static char *make_buffer(size_t bytes, bool large_pages)
 {
@@ -61,9 +78,23 @@ void bench_buffer_drop(bench_run *run)
     }
 }
 
-double bench_read_now(bench_run *run)
+void bench_read_more(const bench_run *run, bench_reading *reading)
 {
-    return bench_read_best(run->buffer, run->buffer_bytes, run->threads, 2);
+    for (unsigned pass = 0; pass < 2; pass++) {
+        for (unsigned i = 0; i < BENCH_STREAMS; i++) {
+            reading->sum[i] += bench_read(run->buffer, run->buffer_bytes, run->threads, 1u << i, 1);
+        }
+        reading->passes++;
+    }
+}
+
+double bench_read_limit(const bench_reading *reading)
+{
+    double best = 0.0;
+    for (unsigned i = 0; i < BENCH_STREAMS; i++) {
+        best = reading->sum[i] > best ? reading->sum[i] : best;
+    }
+    return best / reading->passes;
 }
 
 bool bench_has_peak(bench_peak_kind kind)
@@ -106,7 +137,6 @@ static bench_limit *add_limit(bench_run *run, const char *name, const char *key,
 /* Rounds go over all limits, so that each meets every mood of the machine. */
 int bench_measure_limits(bench_run *run, uint32_t rounds)
 {
-    static const unsigned streams[] = {1, 2, 4, 8};
     bool has[BENCH_PEAK_KINDS];
     unsigned crews = run->threads > 1 ? 2 : 1;
     if (!bench_buffer(run)) {
@@ -118,12 +148,11 @@ int bench_measure_limits(bench_run *run, uint32_t rounds)
     }
     for (unsigned crew = 0; crew < crews; crew++) {
         unsigned threads = crew == 0 ? 1 : run->threads;
-        for (size_t i = 0; i < sizeof streams / sizeof streams[0]; i++) {
+        for (unsigned i = 0; i < BENCH_STREAMS; i++) {
             char name[40];
             char key[32];
-            snprintf(name, sizeof name, "read, %u stream%s a core", streams[i],
-                     streams[i] == 1 ? "" : "s");
-            snprintf(key, sizeof key, "read_%u", streams[i]);
+            snprintf(name, sizeof name, "read, %u stream%s a core", 1u << i, i == 0 ? "" : "s");
+            snprintf(key, sizeof key, "read_%u", 1u << i);
             add_limit(run, name, key, BENCH_READ, threads);
         }
         if (small != NULL) { /* as a mapped file is read; no result is compared with it */
@@ -144,9 +173,9 @@ int bench_measure_limits(bench_run *run, uint32_t rounds)
         uint32_t at = 0;
         for (unsigned crew = 0; crew < crews; crew++) {
             unsigned threads = crew == 0 ? 1 : run->threads;
-            for (size_t i = 0; i < sizeof streams / sizeof streams[0]; i++) {
+            for (unsigned i = 0; i < BENCH_STREAMS; i++) {
                 bench_add(&run->limits[at++].samples,
-                          bench_read(run->buffer, run->buffer_bytes, threads, streams[i], 1));
+                          bench_read(run->buffer, run->buffer_bytes, threads, 1u << i, 1));
             }
             if (small != NULL) {
                 bench_add(&run->limits[at++].samples,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cmd_bench_parts.c - what `bitaxon bench` measures of a model: opening, first token, prefill, decode,
- * batches, idleness, memory. Each result is taken in turns with the limit that it is compared
- * with, so that both see the same machine. Work is counted from public facts of the model. */
+ * batches, idleness, memory. The limit that a result is compared with is the mean of what was measured
+ * directly before and after it, so that both see the same machine. Work is counted from public facts of the model. */
 #include "cmd_bench.h"
 
 #include <fcntl.h>
@@ -17,6 +17,7 @@ enum {
     BATCH_TOKENS = 8,
     BATCH_PROMPT = 64,
     FIRST_PROMPT = 512,
+    PIECE = 2048, /* of a long prompt, between which the limit is measured */
     ROOM = 512, /* positions kept free behind the longest prompt that is decoded from */
 };
 
@@ -353,6 +354,60 @@ static void measure_memory(bench_run *run, uint64_t length, bool reset)
     bench_add(&held->value, (double)run->facts.mapped + (double)fact(run->model, "bytes_used"));
 }
 
+/* A prompt to read from the start, and what it took. */
+typedef struct prompt_time {
+    const char *what;
+    uint64_t length;
+    uint32_t round, rounds;
+    bool memory;           /* measure it too */
+    double seconds, limit; /* limit: mean of the peaks before, after and between pieces */
+} prompt_time;
+
+/* In pieces: any split gives the same bits. */
+static bitaxon_status read_prompt(bench_run *run, prompt_time *p, bitaxon_error *error)
+{
+    bitaxon_cache *cache = bitaxon_session_cache(run->session);
+    /* A checkpoint on the way, where decoding goes on from a full context; memory is measured before it. */
+    uint64_t mark = p->length + ROOM > run->facts.context && p->length > 2 * ROOM ? p->length - ROOM : p->length;
+    double peaks = bench_peak_now(run, run->peak, 3);
+    uint32_t taken = 1;
+    bool reset = false;
+    bitaxon_cache_reset(cache);
+    if (p->memory) {
+        bench_buffer_drop(run);
+        bench_batch_free(run);
+        reset = bench_memory_reset();
+    }
+    int32_t *ids = bench_prompt(run, 0, p->length);
+    bitaxon_status status = BITAXON_OK;
+    for (uint64_t at = 0, end; at < p->length && status == BITAXON_OK; at = end) {
+        end = p->length - at < PIECE ? p->length : at + PIECE;
+        end = at < mark && end > mark ? mark : end;
+        if (bench_stopped(run)) { /* between two pieces */
+            status = BITAXON_CANCELLED;
+            break;
+        }
+        bench_watch(run->session);
+        uint64_t start = tool_now_ns();
+        status = bitaxon_session_prefill(run->session, ids + at, (size_t)(end - at), error);
+        p->seconds += (double)(tool_now_ns() - start) * 1e-9;
+        bench_watch(NULL);
+        if (status == BITAXON_OK && end == mark && p->memory) {
+            measure_memory(run, mark, reset);
+        }
+        if (status == BITAXON_OK && end == mark && mark < p->length) {
+            status = bitaxon_cache_checkpoint(cache, error);
+        }
+        peaks += bench_peak_now(run, run->peak, 3);
+        taken++;
+        double left = (double)(p->length - end) + (double)p->length * (p->rounds - p->round - 1);
+        bench_show(run, p->what, p->round, p->rounds, p->seconds / (double)end * left);
+    }
+    p->limit = peaks / taken;
+    free(ids);
+    return status;
+}
+
 int bench_measure_prefill(bench_run *run, uint64_t length, uint32_t rounds, bool show, bool memory)
 {
     bench_row *row = NULL;
@@ -370,43 +425,16 @@ int bench_measure_prefill(bench_run *run, uint64_t length, uint32_t rounds, bool
         if (!bench_go_on(run, what, i, rounds, (double)length / run->prefill_rate)) {
             break;
         }
-        bitaxon_cache *cache = bitaxon_session_cache(run->session);
-        /* A checkpoint on the way, where decoding goes on from a full context. */
-        uint64_t last = length + ROOM > run->facts.context && length > 2 * ROOM ? ROOM : 0;
-        int32_t *ids = bench_prompt(run, 0, length);
-        bool reset = false;
-        bitaxon_cache_reset(cache);
-        if (memory) {
-            bench_buffer_drop(run);
-            bench_batch_free(run);
-            reset = bench_memory_reset();
-        }
-        bench_watch(run->session);
-        uint64_t start = tool_now_ns();
-        bitaxon_status status =
-            bitaxon_session_prefill(run->session, ids, (size_t)(length - last), &error);
-        if (status == BITAXON_OK && last != 0) {
-            status = bitaxon_cache_checkpoint(cache, &error);
-            if (status == BITAXON_OK) {
-                status = bitaxon_session_prefill(run->session, ids + (length - last),
-                                                 (size_t)last, &error);
-            }
-        }
-        double seconds = (double)(tool_now_ns() - start) * 1e-9;
-        bench_watch(NULL);
-        free(ids);
+        prompt_time p = {.what = what, .length = length, .round = i, .rounds = rounds, .memory = memory && i == 0};
+        bitaxon_status status = read_prompt(run, &p, &error);
         if (status != BITAXON_OK) {
             return bench_outcome(run, status, &error);
         }
-        run->prefill_rate = (double)length / seconds;
-        if (memory) {
-            measure_memory(run, length, reset);
-            memory = false;
-        }
+        run->prefill_rate = (double)length / p.seconds;
         if (row != NULL) {
-            bench_add(&row->value, (double)length / seconds);
-            bench_add(&row->rate, prefill_flops(&run->facts, length) / seconds);
-            bench_add(&row->limit, bench_peak_now(run, run->peak, 3));
+            bench_add(&row->value, (double)length / p.seconds);
+            bench_add(&row->rate, prefill_flops(&run->facts, length) / p.seconds);
+            bench_add(&row->limit, p.limit);
         }
     }
     return TOOL_OK;
@@ -462,7 +490,7 @@ int bench_measure_decode(bench_run *run, uint64_t context, const char *key, cons
         status = move_to(run, context, &error);
     }
     for (uint32_t i = 0; i < rounds && status == BITAXON_OK; i++) {
-        double each = DECODE_TOKENS / run->decode_rate + 0.4;
+        double each = DECODE_TOKENS / run->decode_rate + BENCH_READ_SECONDS;
         if (!bench_go_on(run, name, i, rounds, each)) {
             break;
         }
@@ -471,7 +499,8 @@ int bench_measure_decode(bench_run *run, uint64_t context, const char *key, cons
         if (status != BITAXON_OK) {
             break;
         }
-        double limit = bench_read_now(run);
+        bench_reading limit = {{0}, 0};
+        bench_read_more(run, &limit);
         double bytes = 0;
         bench_watch(run->session);
         double before = joules(run);
@@ -488,9 +517,10 @@ int bench_measure_decode(bench_run *run, uint64_t context, const char *key, cons
         double seconds = (double)(tool_now_ns() - start) * 1e-9;
         bench_watch(NULL);
         if (status == BITAXON_OK) {
+            bench_read_more(run, &limit);
             bench_add(&row->value, tokens / seconds);
             bench_add(&row->rate, bytes / seconds);
-            bench_add(&row->limit, limit);
+            bench_add(&row->limit, bench_read_limit(&limit));
             run->decode_rate = tokens / seconds;
             used += joules(run) - before;
             metered += tokens;
@@ -540,7 +570,7 @@ int bench_measure_batch(bench_run *run, uint32_t count, uint32_t rounds)
     bench_row *row = bench_row_add(run, BENCH_TOKENS, key, "%s", what);
     row->rate_unit = BENCH_READ;
     row->limit_name = "read, best streams";
-    double each = BATCH_TOKENS * (1.0 + 0.3 * count) / run->decode_rate + 0.4;
+    double each = BATCH_TOKENS * (1.0 + 0.3 * count) / run->decode_rate + BENCH_READ_SECONDS;
     if (!bench_go_on(run, what, 0, rounds, each) || !bench_buffer(run)) {
         return bench_stopped(run) ? TOOL_OK : run->buffer == NULL ? TOOL_FAILURE : TOOL_OK;
     }
@@ -560,7 +590,8 @@ int bench_measure_batch(bench_run *run, uint32_t count, uint32_t rounds)
         if (status != BITAXON_OK) {
             break;
         }
-        double limit = bench_read_now(run);
+        bench_reading limit = {{0}, 0};
+        bench_read_more(run, &limit);
         double bytes = 0;
         int32_t tokens[BITAXON_BATCH_MAX];
         bench_watch(run->batch[0]);
@@ -575,9 +606,10 @@ int bench_measure_batch(bench_run *run, uint32_t count, uint32_t rounds)
         double seconds = (double)(tool_now_ns() - start) * 1e-9;
         bench_watch(NULL);
         if (status == BITAXON_OK) {
+            bench_read_more(run, &limit);
             bench_add(&row->value, BATCH_TOKENS * (double)count / seconds);
             bench_add(&row->rate, bytes / seconds);
-            bench_add(&row->limit, limit);
+            bench_add(&row->limit, bench_read_limit(&limit));
         }
     }
     return bench_outcome(run, status, &error);

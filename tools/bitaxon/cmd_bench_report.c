@@ -57,9 +57,14 @@ static const char *unit_name(bench_unit unit)
     return names[unit];
 }
 
+/* Median of the rounds' shares: each result beside the limit of its own minute. */
 static double share_of(const bench_row *row)
 {
-    return row->limit.count != 0 ? bench_median(&row->rate) / bench_median(&row->limit) : (double)NAN;
+    bench_samples share = {.count = 0};
+    for (uint32_t i = 0; i < row->limit.count; i++) {
+        bench_add(&share, row->rate.value[i] / row->limit.value[i]);
+    }
+    return bench_median(&share);
 }
 
 /* "model name" of /proc/cpuinfo, or the machine's name for what it is. */
@@ -228,6 +233,13 @@ static void print_peers(const bench_run *run, bool markdown)
     tool_out("%sllama.cpp: %s\n", markdown ? "\n" : "", run->peer_name);
 }
 
+static double stolen_percent(const bench_run *run)
+{
+    double stolen, ticks;
+    bench_stolen(&stolen, &ticks);
+    return ticks > run->ticks ? 100.0 * (stolen - run->stolen) / (ticks - run->ticks) : 0.0;
+}
+
 static void print_text(const bench_run *run, bool markdown)
 {
     char name[128];
@@ -264,7 +276,12 @@ static void print_text(const bench_run *run, bool markdown)
     for (uint32_t i = 0; i < run->left_out_count; i++) {
         tool_out("%sleft out: %s\n", line, run->left_out[i]);
     }
-    tool_out("\n%smedians of n, limit and result measured in turns; %.0f s in all\n", line, bench_seconds(run));
+    tool_out("\n%smedians of n, limits measured before and after each result; %.0f s in all\n", line,
+             bench_seconds(run));
+    double stolen = stolen_percent(run);
+    if (stolen >= 0.1) {
+        tool_out("%sthe hypervisor gave %.1f %% of the processors' time to others\n", line, stolen);
+    }
 }
 
 /* ---- JSON ------------------------------------------------------------------------------------------ */
@@ -384,6 +401,7 @@ static void print_json(const bench_run *run)
     tool_json_set(object, "left_out", left_out);
     tool_json_set(object, "complete", json_boolean(!run->stopped && run->left_out_count == 0));
     tool_json_set_real(object, "seconds", bench_seconds(run));
+    tool_json_set_real(object, "stolen_percent", stolen_percent(run));
     tool_json_print(object);
 }
 

@@ -54,6 +54,7 @@ static bitaxon_status updates(bench_run *run, bitaxon_trainer *trainer, uint64_t
         if (!bench_go_on(run, row->name, i, rounds, seconds)) {
             break;
         }
+        double before = bench_peak_now(run, run->peak, 3);
         bench_watch_trainer(trainer);
         status = bitaxon_trainer_step(trainer, &result, error);
         bench_watch_trainer(NULL);
@@ -61,7 +62,7 @@ static bitaxon_status updates(bench_run *run, bitaxon_trainer *trainer, uint64_t
             seconds = (double)result.step_ns * 1e-9;
             bench_add(&row->value, (double)length / seconds);
             bench_add(&row->rate, update_flops(&run->facts, length, info.trainable) / seconds);
-            bench_add(&row->limit, bench_peak_now(run, run->peak, 3));
+            bench_add(&row->limit, (before + bench_peak_now(run, run->peak, 3)) / 2);
         }
     }
     return status;
