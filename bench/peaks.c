@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* peaks.c - loops of one kind of multiply-add over twelve independent registers. Called by
- * checkkern --bench and `bitaxon bench`. What the machine has is asked before a loop is run. */
+/* peaks.c - loops of one kind of multiply-add over twelve independent registers; those of tiles are in
+ * amx_peak.c. Called by checkkern --bench and `bitaxon bench`. What the machine has is asked before a loop
+ * is run. */
 #include "peaks.h"
 
 #include <stdatomic.h>
 #include <stdint.h>
 
+#include "amx_peak.h"
 #include "bandwidth.h"
 
 #if defined(__x86_64__)
@@ -156,7 +158,7 @@ static int supported(bench_peak_kind kind) { return kind == BENCH_F32_128; }
 
 static const struct {
     const char *name, *key;
-    uint64_t (*run)(void);  /* NULL: not of this architecture or compiler */
+    uint64_t (*run)(void);  /* NULL: not of this architecture or compiler, or of amx_peak.c */
     unsigned multiply_adds; /* of one step */
 } table[BENCH_PEAK_KINDS] = {
 #if defined(__x86_64__)
@@ -173,6 +175,9 @@ static const struct {
 #endif
     [BENCH_VNNI16_512] = {"vpdpwssd, 512 bits", "vnni16_512", vnni16_512, 32},
     [BENCH_VNNI8_512] = {"vpdpbusd, 512 bits", "vnni8_512", vnni8_512, 64},
+    [BENCH_AMX_INT8] = {"tdpbssd (AMX)", "amx_int8", NULL, 0},
+    [BENCH_AMX_BF16] = {"tdpbf16ps (AMX)", "amx_bf16", NULL, 0},
+    [BENCH_AMX_BF16_L2] = {"tdpbf16ps from L2", "amx_bf16_l2", NULL, 0},
 #elif defined(__aarch64__)
     [BENCH_F32_128] = {"f32 fma, 128 bits", "f32_128", f32_128, 4},
     [BENCH_DOT8_128] = {"sdot, 128 bits", "dot8_128", dot8_128, 16},
@@ -205,6 +210,10 @@ static void run_loop(void *context, unsigned thread)
 
 double bench_peak(bench_peak_kind kind, unsigned threads)
 {
+    if (kind == BENCH_AMX_INT8)
+        return bench_amx_int8(threads, 0);
+    if (kind == BENCH_AMX_BF16 || kind == BENCH_AMX_BF16_L2)
+        return bench_amx_bf16(threads, kind == BENCH_AMX_BF16_L2);
     if (table[kind].run == NULL || !supported(kind))
         return 0.0;
     work w = {.run = table[kind].run};

@@ -20,6 +20,9 @@ typedef enum bench_peak_kind {
     BENCH_VNNI16_512,
     BENCH_VNNI8_256,   /* vpdpbusd */
     BENCH_VNNI8_512,
+    BENCH_AMX_INT8,    /* tiles: tdpbssd */
+    BENCH_AMX_BF16,    /* tdpbf16ps, operands in tiles */
+    BENCH_AMX_BF16_L2, /* the same, operands loaded from the second-level cache (amx_peak.h) */
     BENCH_PEAK_KINDS
 } bench_peak_kind;
 

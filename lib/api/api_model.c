@@ -295,11 +295,12 @@ bitaxon_status bitaxon_model_estimate(const bitaxon_model_params *params, const 
         const bxn_config *config = &model->core.config;
         size_t state = bxn_config_state_floats(config);
         uint32_t layers = bxn_config_attention_layers(config);
+        bool tiles = bxn_model_tiles(&model->core);
         uint64_t handle = bxn_alloc_cost(sizeof(bitaxon_cache));
         estimate.session_bytes = bxn_alloc_cost(sizeof(bitaxon_session)) +
-                                 bxn_session_bytes(config, state, c.max_tokens, bxn_model_tiles(&model->core));
-        estimate.cache_bytes = handle + bxn_cache_bytes(config, state, layers, &c);
-        estimate.checkpoint_bytes = handle + bxn_cache_fork_bytes(config, state, layers, &c);
+                                 bxn_session_bytes(config, state, c.max_tokens, tiles);
+        estimate.cache_bytes = handle + bxn_cache_bytes(config, state, layers, &c, tiles);
+        estimate.checkpoint_bytes = handle + bxn_cache_fork_bytes(config, state, layers, &c, tiles);
         status = bxn_copy_result(&estimate, out, sizeof estimate, 8, "bitaxon_estimate", error);
     }
     bitaxon_model_free(model);

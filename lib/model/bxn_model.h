@@ -138,7 +138,7 @@ bitaxon_status bxn_workspace_create(bxn_mem *mem, const bxn_config *config, uint
 bitaxon_status bxn_workspace_adapt(bxn_mem *mem, uint32_t rank, bxn_workspace *ws, bitaxon_error *error);
 void bxn_workspace_free(bxn_mem *mem, bxn_workspace *ws);
 
-/* One pass: `tokens` [count], count <= BXN_TILE, made up of segments in order, each tokens of one
+/* One pass: `tokens` [count], count <= exec->ws->tokens, made up of segments in order, each tokens of one
  * sequence. Of each, reads the scan state state_in and the pages up to its position, writes
  * state_out (disjoint) and the pages from its position on; nothing that a later call at
  * that position reads is lost, so that a failed or cancelled pass changes nothing. What a

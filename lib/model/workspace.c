@@ -13,7 +13,7 @@ static size_t most(size_t a, size_t b) { return a > b ? a : b; }
  * begin a block, and end one: at most 15 rows of a block are nobody's. */
 static size_t tiled_inputs(const bxn_config *config, bool moe, bool ssm)
 {
-    size_t T = BXN_TILE, D = config->hidden_dim, S = config->d_source_model, E = D * config->ssm_expand;
+    size_t T = BXN_TILE_AMX, D = config->hidden_dim, S = config->d_source_model, E = D * config->ssm_expand;
     size_t I = config->moe_intermediate_dim, pairs = T * config->moe_top_k;
     size_t experts = config->moe_num_experts < pairs ? config->moe_num_experts : pairs;
     size_t blocks = (T + 15) / 16, routed = (pairs + 15 * experts) / 16;
@@ -26,20 +26,28 @@ static size_t tiled_inputs(const bxn_config *config, bool moe, bool ssm)
     return bytes;
 }
 
+/* Floats from a row to the next: no multiple of 2 KiB, so that the rows of a block lie in different sets of the caches. */
+static size_t stride(size_t columns)
+{
+    size_t least = bxn_round_up(columns, BXN_UNIT_COLS);
+    return least % 512 == 0 ? least + 16 : least;
+}
+
 /* Walks the table twice: first with memory NULL to add up, then to place. */
 static size_t place(const bxn_config *config, uint64_t max_tokens, bool tiles, bxn_workspace *ws)
 {
-    size_t T = BXN_TILE, D = config->hidden_dim, S = config->d_source_model, I = config->moe_intermediate_dim;
-    size_t E = D * config->ssm_expand, N = config->ssm_d_state, X = config->moe_num_experts, k = config->moe_top_k;
+    size_t T = bxn_pass_tokens(tiles), D = config->hidden_dim, S = config->d_source_model;
+    size_t I = config->moe_intermediate_dim, E = D * config->ssm_expand, N = config->ssm_d_state, X = config->moe_num_experts, k = config->moe_top_k;
     uint64_t window = config->swa_window_size < max_tokens ? config->swa_window_size : max_tokens;
 
-    ws->ld_d = bxn_round_up(D, BXN_UNIT_COLS);
-    ws->ld_s = bxn_round_up(S, BXN_UNIT_COLS);
-    ws->ld_e = bxn_round_up(E, BXN_UNIT_COLS);
-    ws->ld_2e = bxn_round_up(2 * E, BXN_UNIT_COLS);
-    ws->ld_bcd = bxn_round_up(2 * N + 1, BXN_UNIT_COLS);
-    ws->ld_i = bxn_round_up(I, BXN_UNIT_COLS);
-    ws->ld_x = bxn_round_up(X, BXN_UNIT_COLS);
+    ws->tokens = (uint32_t)T;
+    ws->ld_d = stride(D);
+    ws->ld_s = stride(S);
+    ws->ld_e = stride(E);
+    ws->ld_2e = stride(2 * E);
+    ws->ld_bcd = stride(2 * N + 1);
+    ws->ld_i = stride(I);
+    ws->ld_x = stride(X);
     size_t in_d = bxn_input_bytes(D), in_e = bxn_input_bytes(E), in_i = bxn_input_bytes(I);
     uint32_t heads = config->num_heads, head_dim = config->hidden_dim / config->num_heads;
     size_t attention_floats = bxn_attention_floats(heads, head_dim, window, &ws->score_stride);
@@ -106,7 +114,7 @@ uint64_t bxn_workspace_cost(const bxn_config *config, uint64_t max_tokens, bool 
 {
     bxn_workspace ws = { 0 };
     return bxn_alloc_cost(place(config, max_tokens, tiles, &ws)) +
-           (rank != 0 ? bxn_alloc_cost(bxn_low_rank_bytes(BXN_TILE, rank)) : 0);
+           (rank != 0 ? bxn_alloc_cost(bxn_low_rank_bytes(bxn_pass_tokens(tiles), rank)) : 0);
 }
 
 bitaxon_status bxn_workspace_create(bxn_mem *mem, const bxn_config *config, uint64_t max_tokens,
@@ -130,7 +138,7 @@ bitaxon_status bxn_workspace_create(bxn_mem *mem, const bxn_config *config, uint
 
 bitaxon_status bxn_workspace_adapt(bxn_mem *mem, uint32_t rank, bxn_workspace *ws, bitaxon_error *error)
 {
-    size_t bytes = bxn_low_rank_bytes(BXN_TILE, rank);
+    size_t bytes = bxn_low_rank_bytes(ws->tokens, rank);
     void *larger;
     if (bytes <= ws->low_bytes)
         return BITAXON_OK;

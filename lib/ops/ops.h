@@ -10,6 +10,9 @@
 #include "runtime/runtime.h"
 
 #define BXN_TILE 128 /* tokens that one pass through the layers takes at most */
+#define BXN_TILE_AMX 512 /* the same where prompts are read in bf16 tiles: many tokens share what is decoded */
+
+static inline uint32_t bxn_pass_tokens(bool tiles) { return tiles ? BXN_TILE_AMX : BXN_TILE; }
 
 /* ---- parameters ------------------------------------------------------------------ */
 
@@ -163,6 +166,7 @@ typedef struct bxn_taken {
 typedef struct bxn_workspace {
     void *memory;
     size_t bytes;
+    uint32_t tokens; /* T: of a pass at most */
     unsigned char *low; /* what adapters make of inputs; NULL: there is no room for any */
     size_t low_bytes;
     size_t ld_d, ld_s, ld_e, ld_2e, ld_bcd, ld_i, ld_x, score_stride;
@@ -279,7 +283,7 @@ void bxn_input_use(const bxn_input *in, bxn_mm_args *args);
 /* Rows 16 * begin ... of y = x W^T with adapters, within a task. args are of an input that w wants. */
 void bxn_product(const bxn_exec *exec, const bxn_weight *w, uint32_t group_begin, uint32_t group_end,
                  const bxn_mm_args *args);
-uint64_t bxn_product_cost(const bxn_weight *w, uint32_t tokens); /* of 16 rows */
+uint64_t bxn_product_cost(const bxn_exec *exec, const bxn_weight *w, uint32_t tokens); /* of 16 rows */
 
 /* One product of a job list. Sums and integers (or tiles) that the weight needs and args lacks
  * (NULL) are made once for all jobs of the list with the same x; those of jobs with args.rows must

@@ -88,12 +88,13 @@ void bxn_cache_release(bxn_cache *cache);
 bitaxon_status bxn_cache_copy(bxn_cache *out, bxn_cache *from, bitaxon_error *error);
 void bxn_cache_clear(bxn_cache *cache);
 
-/* Accounted bytes of a new cache, of one state, and of a checkpoint or diverged clone at most. */
+/* Accounted bytes of a new cache, of one state, and of a checkpoint or diverged clone at most; tiles: as
+ * bxn_model_tiles. */
 uint64_t bxn_cache_bytes(const bxn_config *config, size_t state_floats, uint32_t attention_layers,
-                         const bitaxon_cache_params *params);
+                         const bitaxon_cache_params *params, bool tiles);
 uint64_t bxn_cache_state_bytes(const bxn_config *config, size_t state_floats);
 uint64_t bxn_cache_fork_bytes(const bxn_config *config, size_t state_floats, uint32_t attention_layers,
-                              const bitaxon_cache_params *params);
+                              const bitaxon_cache_params *params, bool tiles);
 
 /* A cleared state, exclusive. */
 bitaxon_status bxn_state_create(bxn_mem *mem, const bxn_model *model, bxn_state **out,

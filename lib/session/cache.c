@@ -54,10 +54,10 @@ static void page_unref(bxn_mem *mem, const bxn_kv_layout *layout, bxn_page *page
 }
 
 /* Pages that a window and a tile touch at once. */
-static uint64_t page_capacity(const bxn_config *config, uint64_t max_tokens)
+static uint64_t page_capacity(const bxn_config *config, uint64_t max_tokens, bool tiles)
 {
     uint64_t window = config->swa_window_size < max_tokens ? config->swa_window_size : max_tokens;
-    uint64_t pages = (window + BXN_TILE + BXN_PAGE - 2) / BXN_PAGE + 1;
+    uint64_t pages = (window + bxn_pass_tokens(tiles) + BXN_PAGE - 2) / BXN_PAGE + 1;
     uint64_t all = (max_tokens + BXN_PAGE - 1) / BXN_PAGE;
     return pages < all ? pages : all;
 }
@@ -105,21 +105,21 @@ static uint64_t history_bytes(uint64_t max_tokens)
 static uint64_t table_bytes(uint64_t capacity) { return 3 * bxn_alloc_cost(capacity * sizeof(void *)); }
 
 uint64_t bxn_cache_bytes(const bxn_config *config, size_t state_floats, uint32_t attention_layers,
-                         const bitaxon_cache_params *params)
+                         const bitaxon_cache_params *params, bool tiles)
 {
     bxn_kv_layout layout;
     layout_for(&layout, config, attention_layers, params->kv_type);
-    uint64_t capacity = layout.layers == 0 ? 0 : page_capacity(config, params->max_tokens);
+    uint64_t capacity = layout.layers == 0 ? 0 : page_capacity(config, params->max_tokens, tiles);
     return bxn_cache_state_bytes(config, state_floats) + history_bytes(params->max_tokens) +
            capacity * bxn_alloc_cost(page_size(&layout)) + table_bytes(capacity);
 }
 
 uint64_t bxn_cache_fork_bytes(const bxn_config *config, size_t state_floats, uint32_t attention_layers,
-                              const bitaxon_cache_params *params)
+                              const bitaxon_cache_params *params, bool tiles)
 {
     bxn_kv_layout layout;
     layout_for(&layout, config, attention_layers, params->kv_type);
-    uint64_t capacity = layout.layers == 0 ? 0 : page_capacity(config, params->max_tokens);
+    uint64_t capacity = layout.layers == 0 ? 0 : page_capacity(config, params->max_tokens, tiles);
     return bxn_cache_state_bytes(config, state_floats) + history_bytes(params->max_tokens) +
            (layout.layers == 0 ? 0 : bxn_alloc_cost(page_size(&layout))) + table_bytes(capacity);
 }
@@ -127,7 +127,8 @@ uint64_t bxn_cache_fork_bytes(const bxn_config *config, size_t state_floats, uin
 /* Tables and tokens, no state and no pages yet. */
 static bitaxon_status make_tables(bxn_cache *cache, bitaxon_error *error)
 {
-    uint64_t capacity = cache->layout.layers == 0 ? 0 : page_capacity(&cache->model->config, cache->max_tokens);
+    uint64_t capacity = cache->layout.layers == 0 ? 0 : page_capacity(&cache->model->config, cache->max_tokens,
+                                                                        bxn_model_tiles(cache->model));
     void *memory;
     cache->page_capacity = (uint32_t)capacity;
     bitaxon_status status =

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* session.c - reading tokens: tiles of BXN_TILE through bxn_forward, one commit each. Memory
+/* session.c - reading tokens: tiles of bxn_pass_tokens through bxn_forward, one commit each. Memory
  * does not grow with the prompt, and a failure or a cancel leaves the position at the
  * end of the last tile. */
 #include "session/bxn_session.h"
@@ -129,7 +129,7 @@ static void fit_tile(bxn_session *session)
 {
     if (session->longest_ns > 40 * MILLISECOND && session->tile > 1)
         session->tile /= 2;
-    else if (session->longest_ns < 15 * MILLISECOND && session->tile < BXN_TILE)
+    else if (session->longest_ns < 15 * MILLISECOND && session->tile < session->ws.tokens)
         session->tile *= 2;
     session->longest_ns = 0;
 }
@@ -326,7 +326,7 @@ bitaxon_status bxn_session_read(bxn_session *session, bxn_read_kind kind, const 
     thermal_begin(session, kind, began);
     uint64_t tokens_before = kind == BXN_READ_DECODE ? 1 : 0; /* the gate before this one has counted none */
     for (size_t at = 0; at < count && status == BITAXON_OK;) {
-        uint32_t most = watch ? session->tile : BXN_TILE;
+        uint32_t most = watch ? session->tile : session->ws.tokens;
         uint32_t n = count - at < most ? (uint32_t)(count - at) : most;
         session->tick_ns = watch ? bxn_now_ns(session->mem) : 0;
         bxn_phase phase = kind == BXN_READ_DECODE ? BXN_PHASE_DECODE : BXN_PHASE_PREFILL;

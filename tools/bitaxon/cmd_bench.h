@@ -143,7 +143,8 @@ typedef struct bench_run {
     bitaxon_session *batch[BITAXON_BATCH_MAX];
     uint32_t batch_count;
     bench_facts facts;
-    bench_peak_kind peak; /* what prefill is compared with */
+    bench_peak_kind peak;       /* what prefill is compared with */
+    bench_peak_kind float_peak; /* and training */
     bench_limit limits[BENCH_LIMITS];
     uint32_t limit_count;
     bench_row rows[BENCH_ROWS];
@@ -184,8 +185,8 @@ void bench_buffer_drop(bench_run *run);
 void bench_read_more(const bench_run *run, bench_reading *reading);
 double bench_read_limit(const bench_reading *reading); /* mean of the passes of the best number of streams */
 bool bench_has_peak(bench_peak_kind kind);
-/* Widest f32 among BITAXON_CPU_* features. */
-bench_peak_kind bench_peak_for(uint64_t features);
+/* Widest f32 among BITAXON_CPU_* features; of AMX, from the second-level cache, where tiles are used. */
+bench_peak_kind bench_peak_for(uint64_t features, bool tiles);
 double bench_peak_now(const bench_run *run, bench_peak_kind kind, unsigned repeats); /* the best */
 int bench_measure_limits(bench_run *run, uint32_t rounds);
 

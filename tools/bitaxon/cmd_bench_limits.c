@@ -112,8 +112,11 @@ double bench_peak_now(const bench_run *run, bench_peak_kind kind, unsigned repea
     return best;
 }
 
-bench_peak_kind bench_peak_for(uint64_t features)
+bench_peak_kind bench_peak_for(uint64_t features, bool tiles)
 {
+    if (tiles && (features & BITAXON_CPU_AMX) != 0 && bench_has_peak(BENCH_AMX_BF16_L2)) {
+        return BENCH_AMX_BF16_L2;
+    }
     if ((features & BITAXON_CPU_AVX512) != 0 && bench_has_peak(BENCH_F32_512)) {
         return BENCH_F32_512;
     }
@@ -160,7 +163,7 @@ int bench_measure_limits(bench_run *run, uint32_t rounds)
         }
         for (int i = 0; i < BENCH_PEAK_KINDS; i++) {
             if (has[i]) {
-                bool is_float = strncmp(bench_peak_key(i), "f32", 3) == 0;
+                bool is_float = strstr(bench_peak_key(i), "f32") != NULL || strstr(bench_peak_key(i), "bf16") != NULL;
                 add_limit(run, bench_peak_name(i), bench_peak_key(i),
                           is_float ? BENCH_FLOPS : BENCH_OPS, threads);
             }

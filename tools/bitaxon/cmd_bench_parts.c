@@ -119,7 +119,8 @@ int bench_open_model(bench_run *run)
     count_weights(run->model, facts);
     facts->kv_bytes = facts->attention_layers > 0 ? kv_bytes(run, facts->window) : 0.0;
     run->threads = facts->threads;
-    run->peak = bench_peak_for(facts->features);
+    run->peak = bench_peak_for(facts->features, strcmp(facts->accuracy, "exact") != 0);
+    run->float_peak = bench_peak_for(facts->features, false);
 
     bitaxon_cache_params cache = {.struct_size = sizeof cache};
     bitaxon_session_params params = {.struct_size = sizeof params, .cache_params = &cache};

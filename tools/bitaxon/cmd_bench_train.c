@@ -54,7 +54,7 @@ static bitaxon_status updates(bench_run *run, bitaxon_trainer *trainer, uint64_t
         if (!bench_go_on(run, row->name, i, rounds, seconds)) {
             break;
         }
-        double before = bench_peak_now(run, run->peak, 3);
+        double before = bench_peak_now(run, run->float_peak, 3);
         bench_watch_trainer(trainer);
         status = bitaxon_trainer_step(trainer, &result, error);
         bench_watch_trainer(NULL);
@@ -62,7 +62,7 @@ static bitaxon_status updates(bench_run *run, bitaxon_trainer *trainer, uint64_t
             seconds = (double)result.step_ns * 1e-9;
             bench_add(&row->value, (double)length / seconds);
             bench_add(&row->rate, update_flops(&run->facts, length, info.trainable) / seconds);
-            bench_add(&row->limit, (before + bench_peak_now(run, run->peak, 3)) / 2);
+            bench_add(&row->limit, (before + bench_peak_now(run, run->float_peak, 3)) / 2);
         }
     }
     return status;
@@ -79,7 +79,7 @@ int bench_measure_train(bench_run *run, uint64_t length, uint32_t rounds)
     bitaxon_trainer *trainer = NULL;
     double bytes = 0;
     row->rate_unit = BENCH_FLOPS;
-    row->limit_name = bench_peak_name(run->peak);
+    row->limit_name = bench_peak_name(run->float_peak);
     bench_buffer_drop(run);
     bench_batch_free(run);
     bitaxon_session_free(run->session); /* nothing after this step has use for it */

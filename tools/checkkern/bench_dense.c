@@ -121,9 +121,9 @@ static void bench_tiles(const bxn_kernels *k, const char *tier, const char *filt
     w.unit_bytes = bxn_unit_scale_bytes(&w) + 1024u;
     for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
         const uint32_t count = counts[i];
-        float *y = floats((size_t)count * ROWS), *x = floats((size_t)count / 16 * COLS * 8);
+        float *y = floats((size_t)count * (ROWS + PADDING)), *x = floats((size_t)count / 16 * COLS * 8);
         bxn_mm_args mm = {
-            .count = count, .y = y, .ldy = ROWS, .xq = x, .ldxq = bxn_tile_bytes(COLS)};
+            .count = count, .y = y, .ldy = ROWS + PADDING, .xq = x, .ldxq = bxn_tile_bytes(COLS)};
         double least = INFINITY, end = bench_now() + SECONDS;
         do {
             double begin = bench_now();

@@ -5,17 +5,15 @@
 #include "kernels/ref/ref_weight.h"
 #include "tile_emulated.h"
 
-static void decode_unit(const bxn_packed *w, const uint8_t *unit, unsigned bits, uint16_t *out,
-                        size_t step)
+static void decode_part(const bxn_packed *w, const uint8_t *unit, unsigned bits, int has_bias,
+                        unsigned part, uint16_t *out)
 {
     (void)bits;
-    for (uint32_t k = 0; k < BXN_UNIT_COLS; k++)
-        for (uint32_t lane = 0; lane < BXN_UNIT_ROWS; lane++) {
-            /* Pairs (0, 4), (1, 5), (2, 6), (3, 7) of every 8. */
-            uint32_t pair = k % 32 / 8 * 4 + k % 4, half = k % 8 / 4;
-            out[k / 32 * step + pair * 32 + lane * 2 + half] =
-                bxn_f32_bf16(emulated_flush(bxn_ref_packed(w, unit, lane, k)));
-        }
+    (void)has_bias;
+    for (uint32_t k = 0; k < 8; k++)
+        for (uint32_t lane = 0; lane < BXN_UNIT_ROWS; lane++) /* pairs (0, 4), (1, 5), (2, 6), (3, 7) */
+            out[k % 4 * 32 + lane * 2 + k / 4] =
+                bxn_f32_bf16(emulated_flush(bxn_ref_packed(w, unit, lane, part * 8 + k)));
 }
 
 static void convert_row(const float *x, size_t columns, uint16_t *tiles, uint32_t row)

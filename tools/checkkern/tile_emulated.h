@@ -65,6 +65,7 @@ static inline void emulated_product(int c, int a, int b)
 
 #define TILE_BEGIN() emulated_begin()
 #define TILE_END() emulated_end()
+#define TILE_FENCE() ((void)0)
 #define TILE_ZERO(t) memset(emulated_f32[t], 0, sizeof emulated_f32[t])
 #define TILE_LOAD(t, address, stride) emulated_move(t, (void *)(uintptr_t)(address), stride, 0)
 #define TILE_STORE(t, address, stride) emulated_move(t, (void *)(uintptr_t)(address), stride, 1)

@@ -9,20 +9,12 @@
 #include "kernels/x86/tile_decode.h"
 
 /* The intrinsics of some compilers do not say that memory is read or written. */
-#define TILE_FENCE(address) __asm__ volatile("" : : "r"(address) : "memory")
+#define TILE_FENCE() __asm__ volatile("" : : : "memory")
 #define TILE_BEGIN() tile_begin()
 #define TILE_END() _tile_release()
 #define TILE_ZERO(t) _tile_zero(t)
-#define TILE_LOAD(t, address, stride)                                                              \
-    do {                                                                                           \
-        TILE_FENCE(address);                                                                       \
-        _tile_loadd(t, address, stride);                                                           \
-    } while (0)
-#define TILE_STORE(t, address, stride)                                                             \
-    do {                                                                                           \
-        _tile_stored(t, address, stride);                                                          \
-        TILE_FENCE(address);                                                                       \
-    } while (0)
+#define TILE_LOAD(t, address, stride) _tile_loadd(t, address, stride)
+#define TILE_STORE(t, address, stride) _tile_stored(t, address, stride)
 #define TILE_PRODUCT(c, a, b) _tile_dpbf16ps(c, a, b)
 #define TILE_NAME(entry) bxn_##entry##_amx
 
@@ -34,7 +26,7 @@ BXN_INLINE void tile_begin(void)
         config[16 + 2 * t] = 64;
         config[48 + t] = 16;
     }
-    TILE_FENCE(config);
+    __asm__ volatile("" : : "r"(config) : "memory");
     _tile_loadconfig(config);
 }
 

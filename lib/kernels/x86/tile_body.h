@@ -3,10 +3,13 @@
  * operations and its decoding, which the file that includes this defines before:
  *
  *   TILE_BEGIN(), TILE_END()          set up eight tiles of 16 rows x 64 bytes; let them go
+ *   TILE_FENCE()                      what was written is seen by tiles that are loaded after it, and what
+ *                                     tiles stored before it is seen by what reads
  *   TILE_ZERO(t), TILE_LOAD(t, address, stride), TILE_STORE(t, address, stride), in bytes
  *   TILE_PRODUCT(c, a, b)             c += a times b, as TDPBF16PS; t, a, b, c are literals
- *   void decode_unit(const bxn_packed *w, const uint8_t *unit, unsigned bits, uint16_t *out,
- *                    size_t step)     a unit as four tiles, `step` values apart: rows are pairs
+ *   void decode_part(const bxn_packed *w, const uint8_t *unit, unsigned bits, int has_bias,
+ *                    unsigned part, uint16_t *out)
+ *                                     inputs 8 part ... of a unit as four rows of a tile: rows are pairs
  *                                     of inputs in the order of kernels.h, columns its 16 rows
  *   void convert_row(const float *x, size_t columns, uint16_t *tiles, uint32_t row)
  *   TILE_NAME(entry)                  the name of a function of the table
@@ -14,8 +17,12 @@
  * x86/tile_amx.c includes it for the processor, checkkern for tile operations in plain C, so
  * that layout, indexing and tails are checked on machines without AMX.
  *
- * For two groups of weight rows at a time, 1024 inputs are decoded into tiles on the stack (64
- * KiB, second-level cache) and used by all tokens, 32 x 32 outputs in four tiles at once. */
+ * Products are limited by how fast tiles arrive from the second-level cache, decoding by vector
+ * instructions: they use different parts of the core and are done at once. A panel of two groups
+ * of weight rows x 1280 inputs is multiplied with all tokens of a stretch, 32 x 32 outputs in four tiles,
+ * while the next panel is decoded, some parts of it in every step. Two panels are 160 KiB of stack; with
+ * the tiles of the stretch (256 tokens x 2560 inputs: 1.3 MB) they stay in the second-level cache.
+ * Sums leave the tiles after a panel and wait in y, exactly. */
 #ifndef BXN_TILE_BODY_H
 #define BXN_TILE_BODY_H
 
@@ -25,20 +32,69 @@
 
 #define TILE_INLINE static inline __attribute__((always_inline))
 #define TILE_VALUES 512 /* bf16 values of a tile */
-#define TILE_UNITS 8    /* units of weights decoded at once */
-#define TILE_EDGE 32    /* outputs and tokens of a step */
+#define TILE_PARTS 16u  /* of a unit */
+#define TILE_UNITS 10u  /* units of each group in a panel at most */
+#define TILE_DEPTH 20u  /* units that a stretch of tokens is multiplied with before others are taken */
+#define TILE_TOKENS 256u /* of a stretch at most */
+#define TILE_EDGE 32u    /* outputs and tokens of a step */
 
 typedef struct tile_scratch {
-    _Alignas(64) uint16_t weight[(size_t)TILE_UNITS * 4 * 2 * TILE_VALUES]; /* [32 inputs][group] */
+    _Alignas(64) uint16_t panels[2][(size_t)TILE_UNITS * 4 * 2 * TILE_VALUES]; /* [32 inputs][group] */
     _Alignas(64) float edge[TILE_EDGE * TILE_EDGE];
 } tile_scratch;
 
-/* Adds `steps` products of 32 inputs to `blocks` x 16 tokens and `groups` x 16 outputs at y. */
+/* `units` units from u on of one group or two. */
+typedef struct tile_panel {
+    uint32_t group, groups, u, units;
+} tile_panel;
+
+/* A panel that is being decoded, units of its groups in turns: each group is a stream of memory. */
+typedef struct tile_cursor {
+    const uint8_t *unit;
+    uint16_t *out;  /* of the unit */
+    uint32_t part;  /* of the unit, to be done next */
+    uint32_t left;  /* parts to be done */
+    uint32_t group, groups; /* of the panel */
+    size_t across;          /* bytes from a unit of the first group to that of the second */
+} tile_cursor;
+
+TILE_INLINE tile_cursor tile_decoding(const bxn_packed *w, tile_panel panel, uint16_t *out)
+{
+    tile_cursor c = {.out = out, .left = panel.units * panel.groups * TILE_PARTS, .groups = panel.groups,
+                     .across = (size_t)w->k_units * w->unit_bytes};
+    c.unit = w->data + ((size_t)panel.group * w->k_units + panel.u) * w->unit_bytes;
+    return c;
+}
+
+TILE_INLINE void decode_some(const bxn_packed *w, tile_cursor *c, uint32_t parts, unsigned bits, int has_bias)
+{
+    parts = parts < c->left ? parts : c->left;
+    c->left -= parts;
+    for (; parts != 0; parts--) {
+        decode_part(w, c->unit, bits, has_bias, c->part, c->out + c->part / 4 * c->groups * TILE_VALUES + c->part % 4 * 128);
+        if (++c->part < TILE_PARTS)
+            continue;
+        c->part = 0;
+        if (++c->group < c->groups) {
+            c->unit += c->across;
+            c->out += TILE_VALUES;
+        } else {
+            c->unit += w->unit_bytes - (c->groups - 1) * c->across;
+            c->out += (4 * c->groups - (c->groups - 1)) * (size_t)TILE_VALUES;
+            c->group = 0;
+        }
+    }
+}
+
+/* Adds `steps` products of 32 inputs to `blocks` x 16 tokens and `groups` x 16 outputs at y, and decodes
+ * `pace` parts of the next panel in each. */
 TILE_INLINE void tile_step(const uint16_t *weight, const uint8_t *x, size_t ldx, uint32_t steps,
-                           float *y, size_t ldy, int clear, unsigned blocks, unsigned groups)
+                           float *y, size_t ldy, int clear, unsigned blocks, unsigned groups,
+                           const bxn_packed *w, tile_cursor *next, uint32_t pace, unsigned bits, int has_bias)
 {
     const size_t stride = ldy * sizeof *y;
     float *y1 = y + 16 * ldy;
+    TILE_FENCE();
     if (clear) {
         TILE_ZERO(0);
         TILE_ZERO(1);
@@ -61,6 +117,7 @@ TILE_INLINE void tile_step(const uint16_t *weight, const uint8_t *x, size_t ldx,
             TILE_LOAD(7, weight + TILE_VALUES, 64);
             TILE_PRODUCT(1, 4, 7);
         }
+        decode_some(w, next, pace, bits, has_bias);
         if (blocks == 2) {
             TILE_LOAD(5, x + ldx, 64);
             TILE_PRODUCT(2, 5, 6);
@@ -75,6 +132,7 @@ TILE_INLINE void tile_step(const uint16_t *weight, const uint8_t *x, size_t ldx,
         TILE_STORE(2, y1, stride);
     if (blocks == 2 && groups == 2)
         TILE_STORE(3, y1 + 16, stride);
+    TILE_FENCE();
 }
 
 /* Rows and columns of y that exist, to the edge buffer or back. */
@@ -85,66 +143,103 @@ TILE_INLINE void copy_edge(float *to, size_t ldto, const float *from, size_t ldf
         memcpy(to + m * ldto, from + m * ldfrom, rows * sizeof *to);
 }
 
-TILE_INLINE void tile_groups(const bxn_packed *w, uint32_t group, const bxn_mm_args *args,
-                             tile_scratch *work, unsigned groups, unsigned bits)
+/* The panel times tokens [token, token_end) of args; token is a multiple of TILE_EDGE. */
+TILE_INLINE void tile_tokens(const bxn_packed *w, tile_panel panel, const uint16_t *weight, uint32_t rows, const bxn_mm_args *args,
+                             uint32_t token, uint32_t token_end, float *edge, tile_cursor *next, unsigned groups,
+                             unsigned bits, int has_bias)
 {
-    const uint32_t left = w->rows - group * BXN_UNIT_ROWS;
-    const uint32_t rows = left < groups * 16 ? left : groups * 16;
-    for (uint32_t u = 0; u < w->k_units; u += TILE_UNITS) {
-        const uint32_t units = w->k_units - u < TILE_UNITS ? w->k_units - u : TILE_UNITS;
-        for (uint32_t i = 0; i < units; i++)
-            for (unsigned g = 0; g < groups; g++)
-                decode_unit(w, w->data + ((size_t)(group + g) * w->k_units + u + i) * w->unit_bytes,
-                            bits, work->weight + ((size_t)i * 4 * groups + g) * TILE_VALUES,
-                            (size_t)groups * TILE_VALUES);
-        for (uint32_t m = 0; m < args->count; m += TILE_EDGE) {
-            const uint32_t tokens = args->count - m < TILE_EDGE ? args->count - m : TILE_EDGE;
-            const uint8_t *x =
-                (const uint8_t *)args->xq + m / 16 * args->ldxq + (size_t)u * 4 * 1024;
-            float *out = args->y + m * args->ldy + (size_t)group * BXN_UNIT_ROWS, *y = out;
-            size_t ldy = args->ldy;
-            const int edge = tokens % 16 != 0 || rows != groups * 16;
-            if (edge) {
-                y = work->edge;
-                ldy = TILE_EDGE;
-                if (u > 0)
-                    copy_edge(y, ldy, out, args->ldy, tokens, rows);
-            }
-            if (tokens > 16)
-                tile_step(work->weight, x, args->ldxq, units * 4, y, ldy, u == 0, 2, groups);
-            else
-                tile_step(work->weight, x, args->ldxq, units * 4, y, ldy, u == 0, 1, groups);
-            if (edge)
-                copy_edge(out, args->ldy, y, ldy, tokens, rows);
+    const uint32_t steps = panel.units * 4;
+    const uint32_t turns = (token_end - token + TILE_EDGE - 1) / TILE_EDGE * steps;
+    const uint32_t pace = (next->left + turns - 1) / turns;
+    for (uint32_t m = token; m < token_end; m += TILE_EDGE) {
+        const uint32_t tokens = token_end - m < TILE_EDGE ? token_end - m : TILE_EDGE;
+        const uint8_t *x = (const uint8_t *)args->xq + m / 16 * args->ldxq + (size_t)panel.u * 4 * 1024;
+        float *out = args->y + m * args->ldy + (size_t)panel.group * BXN_UNIT_ROWS, *y = out;
+        size_t ldy = args->ldy;
+        const int first = panel.u == 0, at_edge = tokens % 16 != 0 || rows != groups * 16;
+        if (at_edge) {
+            y = edge;
+            ldy = TILE_EDGE;
+            if (!first)
+                copy_edge(y, ldy, out, args->ldy, tokens, rows);
         }
+        if (tokens > 16)
+            tile_step(weight, x, args->ldxq, steps, y, ldy, first, 2, groups, w, next, pace, bits, has_bias);
+        else
+            tile_step(weight, x, args->ldxq, steps, y, ldy, first, 1, groups, w, next, pace, bits, has_bias);
+        if (at_edge)
+            copy_edge(out, args->ldy, y, ldy, tokens, rows);
+    }
+}
+
+/* Groups [begin, end) x units [u, u_end) x a stretch of tokens: panel after panel. */
+TILE_INLINE void tile_stretch(const bxn_packed *w, uint32_t begin, uint32_t end, uint32_t u, uint32_t u_end,
+                              const bxn_mm_args *args, uint32_t token, uint32_t token_end, tile_scratch *work,
+                              unsigned bits, int has_bias)
+{
+    const uint32_t parts = (u_end - u + TILE_UNITS - 1) / TILE_UNITS, units = (u_end - u + parts - 1) / parts;
+    tile_panel panel = {begin, end - begin < 2 ? end - begin : 2, u, units};
+    tile_cursor next = tile_decoding(w, panel, work->panels[0]);
+    decode_some(w, &next, next.left, bits, has_bias);
+    for (unsigned turn = 0; panel.group < end; turn++) {
+        tile_panel then = panel;
+        then.u += panel.units;
+        if (then.u >= u_end) {
+            then.u = u;
+            then.group += panel.groups;
+            then.groups = end - then.group < 2 ? end - then.group : 2;
+        }
+        then.units = u_end - then.u < units ? u_end - then.u : units;
+        next = tile_decoding(w, then, work->panels[(turn + 1) % 2]);
+        if (then.group >= end)
+            next.left = 0;
+        const uint32_t left = w->rows - panel.group * BXN_UNIT_ROWS;
+        const uint32_t rows = left < panel.groups * 16 ? left : panel.groups * 16;
+        if (panel.groups == 2)
+            tile_tokens(w, panel, work->panels[turn % 2], rows, args, token, token_end, work->edge, &next, 2, bits, has_bias);
+        else
+            tile_tokens(w, panel, work->panels[turn % 2], rows, args, token, token_end, work->edge, &next, 1, bits, has_bias);
+        decode_some(w, &next, next.left, bits, has_bias);
+        panel = then;
     }
 }
 
 TILE_INLINE void tile_product(const bxn_packed *w, uint32_t begin, uint32_t end,
-                              const bxn_mm_args *args, unsigned bits)
+                              const bxn_mm_args *args, unsigned bits, int has_bias)
 {
     tile_scratch work;
     if (begin >= end || args->count == 0)
         return;
     memset(work.edge, 0, sizeof work.edge); /* what is not copied is multiplied by nobody */
     TILE_BEGIN();
-    for (; begin + 2 <= end; begin += 2)
-        tile_groups(w, begin, args, &work, 2, bits);
-    if (begin < end)
-        tile_groups(w, begin, args, &work, 1, bits);
+    /* Stretches of tokens as equal as their edges allow. */
+    const uint32_t parts = (args->count + TILE_TOKENS - 1) / TILE_TOKENS;
+    const uint32_t part = ((args->count + parts - 1) / parts + TILE_EDGE - 1) / TILE_EDGE * TILE_EDGE;
+    for (uint32_t m = 0; m < args->count; m += part) {
+        const uint32_t m_end = args->count - m < part ? args->count : m + part;
+        for (uint32_t u = 0; u < w->k_units; u += TILE_DEPTH)
+            tile_stretch(w, begin, end, u, w->k_units - u < TILE_DEPTH ? w->k_units : u + TILE_DEPTH, args, m, m_end,
+                         &work, bits, has_bias);
+    }
     TILE_END();
 }
 
 void TILE_NAME(mm_tile4)(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,
                          const bxn_mm_args *args)
 {
-    tile_product(w, group_begin, group_end, args, 4);
+    if (w->has_bias)
+        tile_product(w, group_begin, group_end, args, 4, 1);
+    else
+        tile_product(w, group_begin, group_end, args, 4, 0);
 }
 
 void TILE_NAME(mm_tile8)(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,
                          const bxn_mm_args *args)
 {
-    tile_product(w, group_begin, group_end, args, 8);
+    if (w->has_bias)
+        tile_product(w, group_begin, group_end, args, 8, 1);
+    else
+        tile_product(w, group_begin, group_end, args, 8, 0);
 }
 
 void TILE_NAME(quant_bf16)(const float *x, size_t columns, void *tiles, uint32_t row)

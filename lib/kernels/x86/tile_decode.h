@@ -32,63 +32,51 @@ BXN_INLINE __m512i tile_interleave(__m512 a, __m512 b, __m512i order)
 
 BXN_INLINE __m512i tile_order(void)
 {
-    _Alignas(64) uint16_t order[32];
-    for (unsigned i = 0; i < 16; i++) {
-        order[2 * i] = (uint16_t)i;
-        order[2 * i + 1] = (uint16_t)(16 + i);
-    }
+    static const _Alignas(64) uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                    8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     return _mm512_load_si512(order);
 }
 
-BXN_INLINE void decode_unit(const bxn_packed *w, const uint8_t *unit, unsigned bits, uint16_t *out,
-                            size_t step)
+BXN_INLINE void decode_part(const bxn_packed *w, const uint8_t *unit, unsigned bits, int has_bias, unsigned part,
+                            uint16_t *out)
 {
     const __m512 table = _mm512_loadu_ps(w->table);
     const __m512i order = tile_order();
-    const uint8_t *codes = unit + bxn_unit_scale_bytes(w);
-    const size_t ahead = w->unit_bytes;
-    for (unsigned q = 0; q < 4; q++) { /* a tile: 32 inputs */
-        const uint32_t block = q * w->blocks / 4;
-        const __m512 scale = tile_scales(w, unit, block);
-        __m512 bias = _mm512_setzero_ps();
-        if (w->has_bias)
-            bias = _mm512_fmadd_ps(_mm512_set1_ps(w->center), scale,
-                                   tile_scales(w, unit, block + w->blocks));
-        _mm_prefetch((const char *)unit + ahead + q * 64, _MM_HINT_T0);
-        for (unsigned v = 0; v < 4; v++) { /* 8 inputs: four pairs */
-            /* Inputs i and i + 4 are in one lane of 4-bit codes, in two of 8 bits. */
-            __m512i low = _mm512_loadu_si512(codes), high = low;
-            _mm_prefetch((const char *)codes + ahead, _MM_HINT_T0);
-            codes += 64;
-            if (bits == 8) {
-                high = _mm512_loadu_si512(codes);
-                _mm_prefetch((const char *)codes + ahead, _MM_HINT_T0);
-                codes += 64;
-            }
-            BXN_UNROLL
-            for (unsigned i = 0; i < 4; i++) {
-                __m512 a = tile_value(low, i, bits, table);
-                __m512 b = tile_value(high, bits == 4 ? i + 4 : i, bits, table);
-                if (w->has_bias) {
-                    a = _mm512_fmadd_ps(scale, a, bias);
-                    b = _mm512_fmadd_ps(scale, b, bias);
-                } else {
-                    a = _mm512_mul_ps(scale, a);
-                    b = _mm512_mul_ps(scale, b);
-                }
-                _mm512_store_si512(out + q * step + (size_t)(v * 4 + i) * 32,
-                                   tile_interleave(a, b, order));
-            }
+    const uint32_t block = part * w->blocks / 16;
+    const __m512 scale = tile_scales(w, unit, block);
+    __m512 bias = _mm512_setzero_ps();
+    if (has_bias)
+        bias = _mm512_fmadd_ps(_mm512_set1_ps(w->center), scale, tile_scales(w, unit, block + w->blocks));
+    /* Inputs i and i + 4 are in one lane of 4-bit codes, in two of 8 bits. The unit after the next is
+     * fetched: groups are streams. */
+    const uint8_t *codes = unit + bxn_unit_scale_bytes(w) + (size_t)part * (bits == 4 ? 64 : 128);
+    const __m512i low = _mm512_loadu_si512(codes), high = bits == 8 ? _mm512_loadu_si512(codes + 64) : low;
+    const size_t ahead = 2 * (size_t)w->unit_bytes;
+    _mm_prefetch((const char *)codes + ahead, _MM_HINT_T0);
+    if (bits == 8)
+        _mm_prefetch((const char *)codes + 64 + ahead, _MM_HINT_T0);
+    if (part < 2)
+        _mm_prefetch((const char *)unit + ahead + part * 64, _MM_HINT_T0);
+    BXN_UNROLL
+    for (unsigned i = 0; i < 4; i++) {
+        __m512 a = tile_value(low, i, bits, table);
+        __m512 b = tile_value(high, bits == 4 ? i + 4 : i, bits, table);
+        if (has_bias) {
+            a = _mm512_fmadd_ps(scale, a, bias);
+            b = _mm512_fmadd_ps(scale, b, bias);
+        } else {
+            a = _mm512_mul_ps(scale, a);
+            b = _mm512_mul_ps(scale, b);
         }
+        _mm512_store_si512(out + (size_t)i * 32, tile_interleave(a, b, order));
     }
 }
 
 /* 0 4 1 5 2 6 3 7 of every 8. */
 BXN_INLINE void convert_row(const float *x, size_t columns, uint16_t *tiles, uint32_t row)
 {
-    _Alignas(64) uint16_t order[32];
-    for (unsigned i = 0; i < 32; i++)
-        order[i] = (uint16_t)(i / 8 * 8 + i % 2 * 4 + i % 8 / 2);
+    static const _Alignas(64) uint16_t order[32] = {0,  4,  1,  5,  2,  6,  3,  7,  8,  12, 9,  13, 10, 14, 11, 15,
+                                                    16, 20, 17, 21, 18, 22, 19, 23, 24, 28, 25, 29, 26, 30, 27, 31};
     const __m512i pairs = _mm512_load_si512(order);
     for (size_t k = 0; k < columns; k += 32)
         _mm512_store_si512(tiles + k / 32 * 512 + row * (size_t)32,
