@@ -116,6 +116,7 @@ static bitaxon_model *open_model(const char *path, tiles kind, int32_t accuracy,
         model->core.kernels.mm_tile4 = watched_tile4;
         model->core.kernels.mm_tile8 = watched_tile8;
         model->core.kernels.quant_bf16 = watched_bf16;
+        model->core.kernels.attention_tile = bxn_attention_tile_ref;
     }
     if (kind == AMX && model->core.kernels.mm_tile4 == NULL) {
         bitaxon_model_free(model);

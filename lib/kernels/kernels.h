@@ -538,6 +538,11 @@ typedef struct bxn_kernels {
                      const bxn_mm_args *args);
     /* x as row `row` (0 .. 15) of a block; columns: a multiple of 128, x readable that far. */
     void (*quant_bf16)(const float *x, size_t columns, void *tiles, uint32_t row);
+    /* Attention with both products of bf16 tiles, for keys of any type. Order as above, but
+     *   s = (dot of bf16(q * (scale * log2(e))) and bf16(key)) * key scale, 32 features at a time as mm_tile
+     *   o = sum of bf16(e * value scale) * bf16(value), 32 keys at a time by absolute position
+     * A query that sees a value that is not finite, as bf16, is NaN. */
+    void (*attention_tile)(const bxn_attention_args *args, bxn_kv_type type);
     uint64_t features; /* BITAXON_CPU_* in use */
 } bxn_kernels;
 

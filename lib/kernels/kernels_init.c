@@ -83,12 +83,13 @@
         SET(rmsnorm_weight, tier);                                                                 \
     } while (0)
 
-/* Products of bf16 tiles; no tier but AMX has them. */
+/* Products of bf16 tiles, and attention with them; no tier but AMX has them. */
 #define FILL_TILE(tier)                                                                            \
     do {                                                                                           \
         SET(mm_tile4, tier);                                                                       \
         SET(mm_tile8, tier);                                                                       \
         SET(quant_bf16, tier);                                                                     \
+        SET(attention_tile, tier);                                                                 \
     } while (0)
 
 /* The features that have kernels in this build. AVX-512 stands upon AVX2, AMX upon AVX-512 (to
@@ -131,6 +132,7 @@ void bxn_kernels_init(bxn_kernels *kernels, uint64_t features)
     kernels->mm_tile4 = NULL;
     kernels->mm_tile8 = NULL;
     kernels->quant_bf16 = NULL;
+    kernels->attention_tile = NULL;
     kernels->features = usable(features);
 #if defined(__x86_64__)
     if (kernels->features & BITAXON_CPU_AVX2) {

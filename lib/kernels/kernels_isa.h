@@ -63,7 +63,8 @@
                              const bxn_mm_args *args);                                             \
     void bxn_mm_tile8_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,        \
                              const bxn_mm_args *args);                                             \
-    void bxn_quant_bf16_##tier(const float *x, size_t columns, void *tiles, uint32_t row)
+    void bxn_quant_bf16_##tier(const float *x, size_t columns, void *tiles, uint32_t row);         \
+    void bxn_attention_tile_##tier(const bxn_attention_args *args, bxn_kv_type type)
 
 #define BXN_DECLARE_TIER(tier)                                                                     \
     void bxn_mm_packed4_##tier(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,      \

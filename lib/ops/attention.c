@@ -122,8 +122,12 @@ static void turn_back(const head_job *j, uint32_t first, uint32_t count)
                j->rows + i * stride, d * sizeof(float));
 }
 
-static void attend(const bxn_exec *exec, bxn_kv_type type, const bxn_attention_args *args)
+static void attend(const bxn_exec *exec, bool tiled, bxn_kv_type type, const bxn_attention_args *args)
 {
+    if (tiled) {
+        exec->kernels->attention_tile(args, type);
+        return;
+    }
     switch (type) {
     case BXN_KV_F16:
         exec->kernels->attention_f16(args);
@@ -182,7 +186,7 @@ static void run_piece(attention_context *c, uint32_t piece, float *scratch)
         args.q = queries(&j, t, args.count, &args.ldq);
         args.out = j.rotated ? j.more : ws->o + (size_t)(segment->first + t) * ws->ld_d + j.column;
         args.ldout = j.rotated ? layout->v_stride : ws->ld_d;
-        attend(exec, layout->type, &args);
+        attend(exec, bxn_tiled(exec, &p->q_proj), layout->type, &args);
         if (j.rotated && c->parts == 0)
             turn_back(&j, t, args.count);
     }

@@ -12,6 +12,7 @@
 
 typedef struct cached {
     bxn_kv_type type;
+    bool tiles; /* the entry that rounds operands to bf16 */
     uint32_t dim;
     uint64_t first_page;
     uint8_t *pages[64];
@@ -31,6 +32,12 @@ static size_t region_bytes(bxn_kv_type type, size_t n)
     return n * twice[type] / 2 + (has_scales(type) ? BXN_PAGE * sizeof(float) : 0);
 }
 
+/* As an operand of the products. */
+static float operand(const cached *c, float value)
+{
+    return !c->tiles ? value : bxn_bf16_f32(bxn_f32_bf16(fabsf(value) < 0x1p-126f ? 0.0f : value));
+}
+
 /* Element `index` of a region, or for 4 bits nibble `nibble` of word `index`; the value that
  * it stands for goes to *stored. */
 static void put(const cached *c, uint8_t *region, size_t slot, size_t index, size_t nibble,
@@ -40,11 +47,11 @@ static void put(const cached *c, uint8_t *region, size_t slot, size_t index, siz
     uint8_t *codes = region + BXN_PAGE * sizeof(float);
     if (c->type == BXN_KV_F32) {
         memcpy(region + 4 * index, &value, sizeof value);
-        *stored = value;
+        *stored = operand(c, value);
     } else if (c->type == BXN_KV_F16) {
         uint16_t bits = bxn_f32_f16(value);
         memcpy(region + 2 * index, &bits, sizeof bits);
-        *stored = f16_value(bits);
+        *stored = operand(c, f16_value(bits));
     } else {
         float scale;
         memcpy(&scale, region + slot * sizeof scale, sizeof scale);
@@ -61,7 +68,7 @@ static void put(const cached *c, uint8_t *region, size_t slot, size_t index, siz
             memcpy(&word, codes + 4 * index, sizeof word);
             word = (word & ~((uint32_t)15 << 4 * nibble)) | code << 4 * nibble;
             memcpy(codes + 4 * index, &word, sizeof word);
-            *stored = (code & 8 ? -levels[code & 7] : levels[code & 7]) * scale;
+            *stored = operand(c, code & 8 ? -levels[code & 7] : levels[code & 7]) * scale;
         }
     }
 }
@@ -122,7 +129,10 @@ static void attend(const bxn_kernels *k, const cached *c, const bxn_attention_ar
 {
     void (*const entries_of[])(const bxn_attention_args *) = {
         NULL, k->attention_f16, k->attention_f32, k->attention_i8, k->attention_q4};
-    entries_of[c->type](a);
+    if (c->tiles)
+        k->attention_tile(a, c->type);
+    else
+        entries_of[c->type](a);
 }
 
 static void expect(run *r, const cached *c, const bxn_attention_args *a, uint32_t i,
@@ -130,19 +140,22 @@ static void expect(run *r, const cached *c, const bxn_attention_args *a, uint32_
 {
     const uint64_t end = a->position + i + 1, begin = end > a->window ? end - a->window : 0;
     const size_t origin = (size_t)(c->first_page * BXN_PAGE), keys = (size_t)(end - begin);
+    const float scale = a->scale * 1.44269504f; /* tiles: of the operand, to base 2 */
+    const double unit = c->tiles ? log(2.0) : (double)a->scale;
     double *score = malloc(keys * sizeof *score), max = -INFINITY, worst = 0, total = 0;
     for (uint64_t p = begin; p < end; p++) {
         double dot = 0, size = 0;
         for (uint32_t d = 0; d < c->dim; d++) {
-            double term =
-                (double)a->q[i * a->ldq + d] * (double)c->k[((size_t)p - origin) * c->dim + d];
+            const float q = a->q[i * a->ldq + d];
+            double term = (double)(c->tiles ? operand(c, q * scale) : q) *
+                          (double)c->k[((size_t)p - origin) * c->dim + d];
             dot += term;
             size += fabs(term);
         }
-        dot *= (double)a->scale;
+        dot *= unit;
         score[p - begin] = dot;
         max = dot > max ? dot : max;
-        double error = (c->dim + 5.0) * UNIT_ROUNDOFF * size * (double)a->scale;
+        double error = (c->dim + 5.0) * UNIT_ROUNDOFF * size * unit;
         worst = error > worst ? error : worst;
     }
     for (size_t j = 0; j < keys; j++) {
@@ -156,6 +169,8 @@ static void expect(run *r, const cached *c, const bxn_attention_args *a, uint32_
     const double merges = (double)((end - 1) / BXN_PART - begin / BXN_PART);
     double relative = (6 + 4 * merges) * worst + (2 + 2 * merges) * EXP_ERROR +
                       (2.0 * (double)keys + 20 + 6 * merges) * UNIT_ROUNDOFF;
+    if (c->tiles) /* weights are rounded to bf16, either way where they differ in a last bit */
+        relative += 0x1p-8;
     for (uint32_t d = 0; d < c->dim; d++) {
         double sum = 0, size = 0;
         for (size_t j = 0; j < keys; j++) {
@@ -204,9 +219,9 @@ static void parts_case(run *r, const cached *c, const bxn_attention_args *args, 
     }
 }
 
-static void attention_case(run *r, bxn_kv_type type, sizes s)
+static void attention_case(run *r, bxn_kv_type type, bool tiles, sizes s)
 {
-    cached c = {.type = type, .dim = s.dim};
+    cached c = {.type = type, .tiles = tiles, .dim = s.dim};
     const uint64_t begin = s.position + 1 > s.window ? s.position + 1 - s.window : 0;
     const uint64_t end = s.position + s.count;
     make_cache(r, &c, begin, end, s.key_size);
@@ -218,7 +233,8 @@ static void attention_case(run *r, bxn_kv_type type, sizes s)
             put_key(&c, page, slot, 0, NAN, &c.k[row]);
         else
             put_value(&c, page, slot, 0, INFINITY, &c.v[row]);
-        for (uint32_t d = 1; has_scales(type) && d < c.dim; d++) /* the scale is all the row's */
+        /* The scale is all the row's; with tiles a query that sees an infinite value is NaN. */
+        for (uint32_t d = 1; (has_scales(type) || (tiles && s.special == 2)) && d < c.dim; d++)
             (s.special == 1 ? c.k : c.v)[row + d] = NAN;
     }
     bxn_attention_args a = {.ldq = s.dim + below(r, 3),
@@ -282,58 +298,65 @@ static void attention_case(run *r, bxn_kv_type type, sizes s)
     release_guarded(r, "attention");
 }
 
-static void check_attention(run *r, bxn_kv_type type)
+static void check_attention(run *r, bxn_kv_type type, bool tiles)
 {
-    for (uint32_t dim = 1; dim <= 130; dim++)
-        attention_case(r, type,
+    const uint32_t step = tiles ? 5 : 1; /* emulated tiles take long */
+    for (uint32_t dim = 1; dim <= 130; dim += step)
+        attention_case(r, type, tiles,
                        (sizes){dim, 1 + dim % 7, below(r, 150), 1 + below(r, 150), 1.0f, 0});
     static const uint32_t dims[] = {64, 80, 96, 128, 256};
     for (uint32_t i = 0; i < 5; i++)
-        for (uint32_t count = 1; count <= 9; count++)
-            attention_case(r, type, (sizes){dims[i], count, 700, 512, 1.0f, 0});
+        for (uint32_t count = 1; count <= 9; count += step)
+            attention_case(r, type, tiles, (sizes){dims[i], count, 700, 512, 1.0f, 0});
     static const uint64_t windows[] = {1, 2, 3, 15, 16, 17, 63, 64, 65, 128};
     for (uint32_t i = 0; i < 10; i++)
         for (uint64_t at = 0; at <= 4; at++)
             for (uint32_t count = 1; count <= 10; count += 3)
-                attention_case(r, type,
+                attention_case(r, type, tiles,
                                (sizes){20, count, windows[i] * at / 2 + at, windows[i], 1.0f, 0});
-    for (uint64_t position = 0; position <= 80; position++)
-        attention_case(r, type, (sizes){8, 4, position, 30, 1.0f, 0});
-    for (uint64_t position = 440; position <= 520; position += 7) /* begins and ends of parts */
+    for (uint64_t position = 0; position <= 80; position += step)
+        attention_case(r, type, tiles, (sizes){8, 4, position, 30, 1.0f, 0});
+    for (uint64_t position = 440; position <= 520; position += 7 + step / 2) /* begins and ends of parts */
         for (uint32_t count = 1; count <= BXN_QUERIES; count += 21)
-            attention_case(r, type, (sizes){24, count, position, 1 + below(r, 1100), 1.0f, 0});
-    for (uint64_t position = 1000; position <= 1100; position += 9)
-        attention_case(r, type, (sizes){16, BXN_QUERIES, position, 512, 1.0f, 0});
-    attention_case(r, type, (sizes){80, BXN_QUERIES, 1500, 1400, 1.0f, 0});
-    attention_case(r, type, (sizes){80, 4, 1u << 20, 1000, 1.0f, 0});
-    attention_case(r, type, (sizes){80, 4, 300, UINT64_MAX, 1.0f, 0});
+            attention_case(r, type, tiles, (sizes){24, count, position, 1 + below(r, 1100), 1.0f, 0});
+    for (uint64_t position = 1000; position <= 1100; position += 9 * step)
+        attention_case(r, type, tiles, (sizes){16, BXN_QUERIES, position, 512, 1.0f, 0});
+    attention_case(r, type, tiles, (sizes){80, BXN_QUERIES, 1500, 1400, 1.0f, 0});
+    attention_case(r, type, tiles, (sizes){80, 4, 1u << 20, 1000, 1.0f, 0});
+    attention_case(r, type, tiles, (sizes){80, 4, 300, UINT64_MAX, 1.0f, 0});
     for (uint32_t count = 1; count <= 5; count++) {
-        attention_case(r, type, (sizes){80, count, 200, 100, 200.0f, 0}); /* nearly one-hot */
-        attention_case(r, type, (sizes){80, count, 900, 600, 50.0f, 0});
-        attention_case(r, type, (sizes){80, count, 200, 100, 0.0f, 0});
-        attention_case(r, type, (sizes){80, count, 70, 100, 1.0f, 1});
-        attention_case(r, type, (sizes){80, count, 70, 30, 1.0f, 2});
+        attention_case(r, type, tiles, (sizes){80, count, 200, 100, 200.0f, 0}); /* nearly one-hot */
+        attention_case(r, type, tiles, (sizes){80, count, 900, 600, 50.0f, 0});
+        attention_case(r, type, tiles, (sizes){80, count, 200, 100, 0.0f, 0});
+        attention_case(r, type, tiles, (sizes){80, count, 70, 100, 1.0f, 1});
+        attention_case(r, type, tiles, (sizes){80, count, 70, 30, 1.0f, 2});
     }
 }
 
 void check_attention_f16(run *r)
 {
-    check_attention(r, BXN_KV_F16);
+    check_attention(r, BXN_KV_F16, false);
 }
 
 void check_attention_f32(run *r)
 {
-    check_attention(r, BXN_KV_F32);
+    check_attention(r, BXN_KV_F32, false);
 }
 
 void check_attention_i8(run *r)
 {
-    check_attention(r, BXN_KV_I8);
+    check_attention(r, BXN_KV_I8, false);
 }
 
 void check_attention_q4(run *r)
 {
-    check_attention(r, BXN_KV_Q4);
+    check_attention(r, BXN_KV_Q4, false);
+}
+
+void check_attention_tile(run *r)
+{
+    for (int type = BXN_KV_F16; type <= BXN_KV_Q4; type++)
+        check_attention(r, (bxn_kv_type)type, true);
 }
 
 /* Merging alone; attention's checks hold it to the bits of one call. */

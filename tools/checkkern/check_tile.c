@@ -155,6 +155,11 @@ void check_quant_bf16(run *r)
     }
 }
 
+bool tile_has(const tile_table *table, const char *entry)
+{
+    return strcmp(entry, "attention_tile") != 0 || table->kernels.attention_tile != NULL;
+}
+
 bool tile_tables(tile_table out[4], size_t *count, uint64_t features)
 {
     size_t n = 0;
@@ -163,18 +168,24 @@ bool tile_tables(tile_table out[4], size_t *count, uint64_t features)
     plain.mm_tile4 = bxn_mm_tile4_ref;
     plain.mm_tile8 = bxn_mm_tile8_ref;
     plain.quant_bf16 = bxn_quant_bf16_ref;
+    plain.attention_tile = bxn_attention_tile_ref;
     out[n++] = (tile_table){"c", plain};
     out[n++] = (tile_table){"emulated", plain};
     out[n - 1].kernels.mm_tile4 = mm_tile4_emulated;
     out[n - 1].kernels.mm_tile8 = mm_tile8_emulated;
     out[n - 1].kernels.quant_bf16 = quant_bf16_emulated;
+    out[n - 1].kernels.attention_tile = NULL;
 #if defined(__x86_64__)
     if (have_emulated512 && (features & BITAXON_CPU_AVX512) &&
         __builtin_cpu_supports("avx512bf16")) {
         out[n] = out[n - 1];
         out[n].name = "emul.512";
+        bxn_kernels simd; /* parts are merged by the vectors that made them */
+        bxn_kernels_init(&simd, features & (BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512));
         out[n].kernels.mm_tile4 = mm_tile4_emulated512;
         out[n].kernels.mm_tile8 = mm_tile8_emulated512;
+        out[n].kernels.attention_tile = attention_tile_emulated512;
+        out[n].kernels.attention_merge = simd.attention_merge;
         out[n++].kernels.quant_bf16 = quant_bf16_emulated512;
     }
 #endif
@@ -187,6 +198,8 @@ bool tile_tables(tile_table out[4], size_t *count, uint64_t features)
             out[n] = (tile_table){"amx", plain};
             out[n].kernels.mm_tile4 = amx.mm_tile4;
             out[n].kernels.mm_tile8 = amx.mm_tile8;
+            out[n].kernels.attention_tile = amx.attention_tile;
+            out[n].kernels.attention_merge = amx.attention_merge;
             out[n++].kernels.quant_bf16 = amx.quant_bf16;
         }
     }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* check_tile.h - the tile kernel compiled against tile operations in plain C: tile_emulated.c
- * decodes in plain C, tile_emulated512.c in AVX-512 when its compiler can (have_emulated512). */
+ * decodes in plain C, tile_emulated512.c in AVX-512 when its compiler can (have_emulated512), and
+ * attention_emulated512.c has attention with the vectors of AVX-512. */
 #ifndef CHECK_TILE_H
 #define CHECK_TILE_H
 
@@ -13,7 +14,8 @@ extern const int have_emulated512;
                          const bxn_mm_args *args);                                                 \
     void mm_tile8_##name(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,            \
                          const bxn_mm_args *args);                                                 \
-    void quant_bf16_##name(const float *x, size_t columns, void *tiles, uint32_t row)
+    void quant_bf16_##name(const float *x, size_t columns, void *tiles, uint32_t row);             \
+    void attention_tile_##name(const bxn_attention_args *args, bxn_kv_type type)
 DECLARE_EMULATED(emulated);
 DECLARE_EMULATED(emulated512);
 
@@ -22,6 +24,9 @@ typedef struct tile_table {
     const char *name;
     bxn_kernels kernels;
 } tile_table;
+
+/* The plain C that stands for decoding has no attention. */
+bool tile_has(const tile_table *table, const char *entry);
 
 /* Returns whether AMX itself is among them; asks the system for it. */
 bool tile_tables(tile_table out[4], size_t *count, uint64_t features);

@@ -45,7 +45,8 @@ const entry entries[] = {
     ENTRY(mm_t_f32, TRANSPOSED),     ENTRY(mm_t_f16, TRANSPOSED),
     ENTRY(mm_t_bf16, TRANSPOSED),    ENTRY(outer_add, TRANSPOSED),
     ENTRY(mm_tile4, TILE),           ENTRY(mm_tile8, TILE),
-    ENTRY(quant_bf16, TILE),         ENTRY(attention_train, TRANSPOSED),
+    ENTRY(quant_bf16, TILE),         ENTRY(attention_tile, TILE),
+    ENTRY(attention_train, TRANSPOSED),
     ENTRY(attention_backward, TRANSPOSED),
     ENTRY(scan_backward, STATE),     ENTRY(conv_backward, STATE),
     ENTRY(adamw, TRANSPOSED),            ENTRY(square_sum, TRANSPOSED),
@@ -232,7 +233,8 @@ static uint64_t check_tile_entries(const options *o, uint64_t features, uint64_t
     bool real = tile_tables(tables, &count, features);
     for (size_t t = 0; t < count; t++) {
         for (size_t e = 0; e < entry_count; e++) {
-            if (entries[e].group != GROUP_TILE || !wanted(o, entries[e].name, tables[t].name))
+            if (entries[e].group != GROUP_TILE || !wanted(o, entries[e].name, tables[t].name) ||
+                !tile_has(&tables[t], entries[e].name))
                 continue;
             run r = {.entry = entries[e].name,
                      .tier = tables[t].name,

@@ -89,6 +89,7 @@ void check_outer_add(run *r);
 void check_mm_tile4(run *r);
 void check_mm_tile8(run *r);
 void check_quant_bf16(run *r);
+void check_attention_tile(run *r);
 void check_block_sums(run *r);
 void check_rmsnorm(run *r);
 void check_add(run *r);

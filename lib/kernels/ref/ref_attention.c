@@ -81,8 +81,17 @@ static float tree(float lanes[16])
     return lanes[0];
 }
 
+/* As an operand of tiles: rounded to bf16, denormals to zero. */
+static float operand(float value, bool tiles)
+{
+    if (!tiles)
+        return value;
+    uint32_t bits = bxn_f32_bits(value);
+    return bxn_bf16_f32(bxn_f32_bf16((bits & 0x7F800000u) == 0 ? bxn_bits_f32(bits & 0x80000000u) : value));
+}
+
 /* Query i over its keys of a part, into a partial result. */
-static void attend_part(const bxn_attention_args *args, bxn_kv_type type, uint32_t i, uint64_t part,
+static void attend_part(const bxn_attention_args *args, bxn_kv_type type, bool tiles, uint32_t i, uint64_t part,
                         float *partial)
 {
     const uint32_t dim = args->head_dim;
@@ -90,8 +99,9 @@ static void attend_part(const bxn_attention_args *args, bxn_kv_type type, uint32
     const uint64_t first = part * BXN_PART, last = first + BXN_PART, at = args->position + i + 1;
     const uint64_t seen = at > args->window ? at - args->window : 0;
     const uint64_t begin = seen > first ? seen : first, end = at < last ? at : last;
-    const float *q = args->q + i * args->ldq;
+    const float *q = args->q + i * args->ldq, scale = args->scale * 1.44269504f;
     float *scores = args->scratch, max = -INFINITY, lanes[16] = {0};
+    bool finite = true;
     memset(partial, 0, (stride + 2) * sizeof *partial);
     if (begin >= end)
         return;
@@ -100,8 +110,9 @@ static void attend_part(const bxn_attention_args *args, bxn_kv_type type, uint32
             (const uint8_t *)args->pages[p / BXN_PAGE - args->first_page] + args->k_offset;
         float dot = 0.0f;
         for (uint32_t d = 0; d < dim; d++)
-            dot += q[d] * key_value(k, type, dim, p % BXN_PAGE, d);
-        float s = dot * (args->scale * 1.44269504f) * scale_of(k, type, p % BXN_PAGE);
+            dot += (tiles ? operand(q[d] * scale, true) : q[d]) *
+                   operand(key_value(k, type, dim, p % BXN_PAGE, d), tiles);
+        float s = (tiles ? dot : dot * scale) * scale_of(k, type, p % BXN_PAGE);
         scores[p - begin] = s;
         max = s > max ? s : max;
     }
@@ -112,12 +123,15 @@ static void attend_part(const bxn_attention_args *args, bxn_kv_type type, uint32
     for (uint64_t p = begin; p < end; p++) {
         const uint8_t *v =
             (const uint8_t *)args->pages[p / BXN_PAGE - args->first_page] + args->v_offset;
-        float e = scores[p - begin] * scale_of(v, type, p % BXN_PAGE);
-        for (uint32_t d = 0; d < dim; d++)
-            partial[d] += e * value_value(v, type, stride, p % BXN_PAGE, d);
+        float e = operand(scores[p - begin] * scale_of(v, type, p % BXN_PAGE), tiles);
+        for (uint32_t d = 0; d < dim; d++) {
+            float value = operand(value_value(v, type, stride, p % BXN_PAGE, d), tiles);
+            finite &= isfinite(value) != 0;
+            partial[d] += e * value;
+        }
     }
     partial[stride] = max;
-    partial[stride + 1] = tree(lanes);
+    partial[stride + 1] = tiles && !finite ? NAN : tree(lanes);
 }
 
 void bxn_attention_merge_ref(const float *partials, uint32_t parts, uint32_t dim, float *out)
@@ -145,12 +159,12 @@ void bxn_attention_merge_ref(const float *partials, uint32_t parts, uint32_t dim
         out[d] /= sum;
 }
 
-static void attention(const bxn_attention_args *args, bxn_kv_type type)
+static void attention(const bxn_attention_args *args, bxn_kv_type type, bool tiles)
 {
     const size_t apart = bxn_partial_floats(args->head_dim);
     for (uint32_t i = 0; i < args->count; i++) {
         if (args->part != BXN_ALL_PARTS) {
-            attend_part(args, type, i, args->part, args->partial + i * apart);
+            attend_part(args, type, tiles, i, args->part, args->partial + i * apart);
             continue;
         }
         /* two partial results at a time: what is merged so far, and the next */
@@ -158,10 +172,10 @@ static void attention(const bxn_attention_args *args, bxn_kv_type type)
         const uint64_t end = args->position + i + 1, last = (end - 1) / BXN_PART;
         uint64_t part = (end > args->window ? end - args->window : 0) / BXN_PART;
         const size_t stride = bxn_round_up(args->head_dim, 16);
-        attend_part(args, type, i, part, pair);
+        attend_part(args, type, tiles, i, part, pair);
         while (part < last) {
             float *next = pair + apart, top, a, b;
-            attend_part(args, type, i, ++part, next);
+            attend_part(args, type, tiles, i, ++part, next);
             top = next[stride] > pair[stride] ? next[stride] : pair[stride];
             a = exp2f(pair[stride] - top);
             b = exp2f(next[stride] - top);
@@ -177,22 +191,28 @@ static void attention(const bxn_attention_args *args, bxn_kv_type type)
 
 void bxn_attention_f16_ref(const bxn_attention_args *args)
 {
-    attention(args, BXN_KV_F16);
+    attention(args, BXN_KV_F16, false);
 }
 
 void bxn_attention_f32_ref(const bxn_attention_args *args)
 {
-    attention(args, BXN_KV_F32);
+    attention(args, BXN_KV_F32, false);
 }
 
 void bxn_attention_i8_ref(const bxn_attention_args *args)
 {
-    attention(args, BXN_KV_I8);
+    attention(args, BXN_KV_I8, false);
 }
 
 void bxn_attention_q4_ref(const bxn_attention_args *args)
 {
-    attention(args, BXN_KV_Q4);
+    attention(args, BXN_KV_Q4, false);
+}
+
+/* No table that bxn_kernels_init fills holds it, as those of ref_tile.c. */
+void bxn_attention_tile_ref(const bxn_attention_args *args, bxn_kv_type type)
+{
+    attention(args, type, true);
 }
 
 void bxn_quant_i8_ref(const float *x, uint32_t n, int8_t *codes, float *scale)

@@ -21,7 +21,7 @@
  * instructions: they use different parts of the core and are done at once. A panel of two groups
  * of weight rows x 1280 inputs is multiplied with all tokens of a stretch, 32 x 32 outputs in four tiles,
  * while the next panel is decoded, some parts of it in every step. Two panels are 160 KiB of stack; with
- * the tiles of the stretch (256 tokens x 2560 inputs: 1.3 MB) they stay in the second-level cache.
+ * the tiles of the stretch (384 tokens x 1280 inputs: 1 MB) they stay in the second-level cache.
  * Sums leave the tiles after a panel and wait in y, exactly. */
 #ifndef BXN_TILE_BODY_H
 #define BXN_TILE_BODY_H
@@ -31,11 +31,10 @@
 #include "kernels/kernels_isa.h"
 
 #define TILE_INLINE static inline __attribute__((always_inline))
-#define TILE_VALUES 512 /* bf16 values of a tile */
-#define TILE_PARTS 16u  /* of a unit */
-#define TILE_UNITS 10u  /* units of each group in a panel at most */
-#define TILE_DEPTH 20u  /* units that a stretch of tokens is multiplied with before others are taken */
-#define TILE_TOKENS 256u /* of a stretch at most */
+#define TILE_VALUES 512  /* bf16 values of a tile */
+#define TILE_PARTS 16u   /* of a unit */
+#define TILE_UNITS 10u   /* units of each group in a panel at most */
+#define TILE_TOKENS 384u /* of a stretch at most */
 #define TILE_EDGE 32u    /* outputs and tokens of a step */
 
 typedef struct tile_scratch {
@@ -43,7 +42,7 @@ typedef struct tile_scratch {
     _Alignas(64) float edge[TILE_EDGE * TILE_EDGE];
 } tile_scratch;
 
-/* `units` units from u on of one group or two. */
+/* `units` units from u on of one group or two; of none at the end. */
 typedef struct tile_panel {
     uint32_t group, groups, u, units;
 } tile_panel;
@@ -71,7 +70,8 @@ TILE_INLINE void decode_some(const bxn_packed *w, tile_cursor *c, uint32_t parts
     parts = parts < c->left ? parts : c->left;
     c->left -= parts;
     for (; parts != 0; parts--) {
-        decode_part(w, c->unit, bits, has_bias, c->part, c->out + c->part / 4 * c->groups * TILE_VALUES + c->part % 4 * 128);
+        uint16_t *out = c->out + c->part / 4 * c->groups * TILE_VALUES + c->part % 4 * 128;
+        decode_part(w, c->unit, bits, has_bias, c->part, out);
         if (++c->part < TILE_PARTS)
             continue;
         c->part = 0;
@@ -144,10 +144,11 @@ TILE_INLINE void copy_edge(float *to, size_t ldto, const float *from, size_t ldf
 }
 
 /* The panel times tokens [token, token_end) of args; token is a multiple of TILE_EDGE. */
-TILE_INLINE void tile_tokens(const bxn_packed *w, tile_panel panel, const uint16_t *weight, uint32_t rows, const bxn_mm_args *args,
+TILE_INLINE void tile_tokens(const bxn_packed *w, tile_panel panel, const uint16_t *weight, const bxn_mm_args *args,
                              uint32_t token, uint32_t token_end, float *edge, tile_cursor *next, unsigned groups,
                              unsigned bits, int has_bias)
 {
+    const uint32_t left = w->rows - panel.group * BXN_UNIT_ROWS, rows = left < groups * 16 ? left : groups * 16;
     const uint32_t steps = panel.units * 4;
     const uint32_t turns = (token_end - token + TILE_EDGE - 1) / TILE_EDGE * steps;
     const uint32_t pace = (next->left + turns - 1) / turns;
@@ -163,6 +164,12 @@ TILE_INLINE void tile_tokens(const bxn_packed *w, tile_panel panel, const uint16
             if (!first)
                 copy_edge(y, ldy, out, args->ldy, tokens, rows);
         }
+        /* Sums of the tokens that follow. */
+        for (uint32_t i = m + TILE_EDGE; i < m + 2 * TILE_EDGE && i < token_end; i++) {
+            const float *soon = args->y + i * args->ldy + (size_t)panel.group * BXN_UNIT_ROWS;
+            __builtin_prefetch(soon, 1);
+            __builtin_prefetch(soon + 16, 1);
+        }
         if (tokens > 16)
             tile_step(weight, x, args->ldxq, steps, y, ldy, first, 2, groups, w, next, pace, bits, has_bias);
         else
@@ -172,36 +179,34 @@ TILE_INLINE void tile_tokens(const bxn_packed *w, tile_panel panel, const uint16
     }
 }
 
-/* Groups [begin, end) x units [u, u_end) x a stretch of tokens: panel after panel. */
-TILE_INLINE void tile_stretch(const bxn_packed *w, uint32_t begin, uint32_t end, uint32_t u, uint32_t u_end,
+/* Groups [begin, end) x some units from u on x a stretch of tokens: panel after panel. */
+TILE_INLINE void tile_stretch(const bxn_packed *w, uint32_t begin, uint32_t end, uint32_t u, uint32_t units,
                               const bxn_mm_args *args, uint32_t token, uint32_t token_end, tile_scratch *work,
                               unsigned bits, int has_bias)
 {
-    const uint32_t parts = (u_end - u + TILE_UNITS - 1) / TILE_UNITS, units = (u_end - u + parts - 1) / parts;
     tile_panel panel = {begin, end - begin < 2 ? end - begin : 2, u, units};
     tile_cursor next = tile_decoding(w, panel, work->panels[0]);
     decode_some(w, &next, next.left, bits, has_bias);
     for (unsigned turn = 0; panel.group < end; turn++) {
+        const uint16_t *weight = work->panels[turn % 2];
         tile_panel then = panel;
-        then.u += panel.units;
-        if (then.u >= u_end) {
-            then.u = u;
-            then.group += panel.groups;
-            then.groups = end - then.group < 2 ? end - then.group : 2;
-        }
-        then.units = u_end - then.u < units ? u_end - then.u : units;
+        then.group += panel.groups;
+        then.groups = end - then.group < 2 ? end - then.group : 2; /* 0 at the end: nothing is decoded */
         next = tile_decoding(w, then, work->panels[(turn + 1) % 2]);
-        if (then.group >= end)
-            next.left = 0;
-        const uint32_t left = w->rows - panel.group * BXN_UNIT_ROWS;
-        const uint32_t rows = left < panel.groups * 16 ? left : panel.groups * 16;
         if (panel.groups == 2)
-            tile_tokens(w, panel, work->panels[turn % 2], rows, args, token, token_end, work->edge, &next, 2, bits, has_bias);
+            tile_tokens(w, panel, weight, args, token, token_end, work->edge, &next, 2, bits, has_bias);
         else
-            tile_tokens(w, panel, work->panels[turn % 2], rows, args, token, token_end, work->edge, &next, 1, bits, has_bias);
+            tile_tokens(w, panel, weight, args, token, token_end, work->edge, &next, 1, bits, has_bias);
         decode_some(w, &next, next.left, bits, has_bias);
         panel = then;
     }
+}
+
+/* The least multiple of `unit` by which parts of at most `most` make up the whole. */
+TILE_INLINE uint32_t tile_share(uint32_t whole, uint32_t most, uint32_t unit)
+{
+    const uint32_t parts = (whole + most - 1) / most;
+    return ((whole + parts - 1) / parts + unit - 1) / unit * unit;
 }
 
 TILE_INLINE void tile_product(const bxn_packed *w, uint32_t begin, uint32_t end,
@@ -212,14 +217,13 @@ TILE_INLINE void tile_product(const bxn_packed *w, uint32_t begin, uint32_t end,
         return;
     memset(work.edge, 0, sizeof work.edge); /* what is not copied is multiplied by nobody */
     TILE_BEGIN();
-    /* Stretches of tokens as equal as their edges allow. */
-    const uint32_t parts = (args->count + TILE_TOKENS - 1) / TILE_TOKENS;
-    const uint32_t part = ((args->count + parts - 1) / parts + TILE_EDGE - 1) / TILE_EDGE * TILE_EDGE;
+    /* Stretches of tokens and panels as equal as can be. */
+    const uint32_t part = tile_share(args->count, TILE_TOKENS, TILE_EDGE), deep = tile_share(w->k_units, TILE_UNITS, 1);
     for (uint32_t m = 0; m < args->count; m += part) {
         const uint32_t m_end = args->count - m < part ? args->count : m + part;
-        for (uint32_t u = 0; u < w->k_units; u += TILE_DEPTH)
-            tile_stretch(w, begin, end, u, w->k_units - u < TILE_DEPTH ? w->k_units : u + TILE_DEPTH, args, m, m_end,
-                         &work, bits, has_bias);
+        for (uint32_t u = 0; u < w->k_units; u += deep)
+            tile_stretch(w, begin, end, u, w->k_units - u < deep ? w->k_units - u : deep, args, m, m_end, &work, bits,
+                         has_bias);
     }
     TILE_END();
 }
