@@ -26,7 +26,8 @@ static size_t tiled_inputs(const bxn_config *config, bool moe, bool ssm)
     return bytes;
 }
 
-/* Floats from a row to the next: no multiple of 2 KiB, so that the rows of a block lie in different sets of the caches. */
+/* Floats from a row to the next: no multiple of 2 KiB, so that rows of a block lie in different sets of
+ * the caches. */
 static size_t stride(size_t columns)
 {
     size_t least = bxn_round_up(columns, BXN_UNIT_COLS);
@@ -37,7 +38,8 @@ static size_t stride(size_t columns)
 static size_t place(const bxn_config *config, uint64_t max_tokens, bool tiles, bxn_workspace *ws)
 {
     size_t T = bxn_pass_tokens(tiles), D = config->hidden_dim, S = config->d_source_model;
-    size_t I = config->moe_intermediate_dim, E = D * config->ssm_expand, N = config->ssm_d_state, X = config->moe_num_experts, k = config->moe_top_k;
+    size_t I = config->moe_intermediate_dim, E = D * config->ssm_expand, N = config->ssm_d_state;
+    size_t X = config->moe_num_experts, k = config->moe_top_k;
     uint64_t window = config->swa_window_size < max_tokens ? config->swa_window_size : max_tokens;
 
     ws->tokens = (uint32_t)T;

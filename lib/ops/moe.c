@@ -198,7 +198,8 @@ static bitaxon_status run_hidden(moe_context *c)
         bxn_item items[2 + SLOTS];
         uint32_t n = slots - c->slot < SLOTS ? slots - c->slot : SLOTS;
         items[0] = (bxn_item){ routed ? 0 : 1, 0 };
-        items[1] = (bxn_item){ p->shared && c->slot == 0 ? groups : 0, 2 * bxn_product_cost(c->exec, &p->gate[0], c->tokens) };
+        items[1] = (bxn_item){ p->shared && c->slot == 0 ? groups : 0,
+                               2 * bxn_product_cost(c->exec, &p->gate[0], c->tokens) };
         for (uint32_t i = 0; i < n; i++) {
             uint64_t rows = routed ? pairs_of(c->exec->ws, (uint32_t)c->exec->ws->used[c->slot + i]) : 1;
             items[2 + i] = (bxn_item){ groups, 2 * bxn_product_cost(c->exec, &p->gate[0], 1) * rows };

@@ -120,7 +120,8 @@ static bitaxon_status forward(const bxn_exec *exec, const bxn_ssm *p, uint32_t t
     c.x = (bxn_mm_args){ .count = tokens, .y = ws->bcd, .ldy = ws->ld_bcd };
     status = bxn_inputs_make(exec, &in, 1);
     bxn_input_use(&in, &c.x);
-    items[0] = (bxn_item){ (p->x_proj.rows + BXN_UNIT_ROWS - 1) / BXN_UNIT_ROWS, bxn_product_cost(exec, &p->x_proj, tokens) };
+    items[0] = (bxn_item){ (p->x_proj.rows + BXN_UNIT_ROWS - 1) / BXN_UNIT_ROWS,
+                           bxn_product_cost(exec, &p->x_proj, tokens) };
     items[1] = (bxn_item){ all_groups - x_groups, bxn_product_cost(exec, &p->in_proj, tokens) };
     if (status == BITAXON_OK)
         status = bxn_ranges_run(exec, items, 2, z_task, &c);
