@@ -10,7 +10,7 @@
 #include "runtime/runtime.h"
 
 #define BXN_TILE 128 /* tokens that one pass through the layers takes at most */
-#define BXN_TILE_AMX 384 /* the same where prompts are read in bf16 tiles: many tokens share what is decoded */
+#define BXN_TILE_AMX 512 /* the same where prompts are read in bf16 tiles: many tokens share what is decoded */
 
 static inline uint32_t bxn_pass_tokens(bool tiles) { return tiles ? BXN_TILE_AMX : BXN_TILE; }
 

@@ -291,6 +291,18 @@ static bitaxon_status thermal_gate(bxn_session *session, uint64_t tokens, bitaxo
     return status;
 }
 
+/* How many of `left` tokens the next pass reads. Where passes are long because they share what is decoded,
+ * none is left with few: all get about the same. */
+static uint32_t pass_tokens(size_t left, uint32_t most)
+{
+    if (left <= most)
+        return (uint32_t)left;
+    if (most <= BXN_TILE)
+        return most;
+    size_t passes = (left + most - 1) / most, even = bxn_round_up((left + passes - 1) / passes, 32);
+    return even < most ? (uint32_t)even : most;
+}
+
 bitaxon_status bxn_session_read(bxn_session *session, bxn_read_kind kind, const int32_t *tokens,
                                 size_t count, float *logits, float *logprobs, double *sum,
                                 bitaxon_error *error)
@@ -327,7 +339,7 @@ bitaxon_status bxn_session_read(bxn_session *session, bxn_read_kind kind, const 
     uint64_t tokens_before = kind == BXN_READ_DECODE ? 1 : 0; /* the gate before this one has counted none */
     for (size_t at = 0; at < count && status == BITAXON_OK;) {
         uint32_t most = watch ? session->tile : session->ws.tokens;
-        uint32_t n = count - at < most ? (uint32_t)(count - at) : most;
+        uint32_t n = pass_tokens(count - at, most);
         session->tick_ns = watch ? bxn_now_ns(session->mem) : 0;
         bxn_phase phase = kind == BXN_READ_DECODE ? BXN_PHASE_DECODE : BXN_PHASE_PREFILL;
         if (kind == BXN_READ_REPLAY) { /* as they were read first */

@@ -105,8 +105,9 @@ static void check_tiles(run *r, uint8_t code_bits)
             for (size_t b = 0; b < 3; b++)
                 tile_case(r, 1 + below(r, 70), 1 + below(r, 400), counts[c], code_bits,
                           block_counts[b], has_bias, below(r, 2), 0);
-        for (uint32_t rows = 16; rows <= 48; rows += 16) /* several blocks of 1024 inputs */
+        for (uint32_t rows = 16; rows <= 48; rows += 16) /* several panels of inputs */
             tile_case(r, rows, 2100 + rows, 33, code_bits, 2, has_bias, false, 0);
+        tile_case(r, 40, 140, 400, code_bits, 2, has_bias, false, 0); /* stretches of tokens */
         for (int special = 1; special <= 3; special++)
             tile_case(r, 40, 300, 20, code_bits, 2, has_bias, special == 2, special);
     }

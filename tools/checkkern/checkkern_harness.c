@@ -13,7 +13,7 @@
 
 #include "runtime/runtime.h"
 
-#define MAX_BLOCKS 512
+#define MAX_BLOCKS 2048
 #define CANARY 0xA5
 
 /* SplitMix64 (Steele, Lea & Flood, OOPSLA 2014). */
