@@ -244,6 +244,7 @@ bool bench_go_on(bench_run *run, const char *what, uint32_t round, uint32_t roun
             bench_leave_out(run, "%s: takes about %.0f s, %.0f s are left", what, seconds,
                             left > 0 ? left : 0.0);
         }
+        run->fewer = run->fewer || round != 0;
         return false;
     }
     bench_show(run, what, round, rounds, seconds * (rounds - round));

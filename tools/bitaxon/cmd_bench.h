@@ -130,6 +130,7 @@ typedef struct bench_run {
     uint64_t began_ns;
     double stolen, ticks; /* of /proc/stat when it began: taken by a hypervisor, and in all */
     bool stopped; /* by a signal or by --max-seconds: what there is gets printed */
+    bool fewer;   /* rounds of something than were asked for, for want of time */
     char stop_reason[80];
     tool_progress progress;
     const struct bench_step *steps; /* [step_count], of which number `step` is at work */

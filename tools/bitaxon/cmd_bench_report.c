@@ -399,7 +399,7 @@ static void print_json(const bench_run *run)
         tool_json_append(left_out, json_string(run->left_out[i]));
     }
     tool_json_set(object, "left_out", left_out);
-    tool_json_set(object, "complete", json_boolean(!run->stopped && run->left_out_count == 0));
+    tool_json_set(object, "complete", json_boolean(!run->stopped && !run->fewer && run->left_out_count == 0));
     tool_json_set_real(object, "seconds", bench_seconds(run));
     tool_json_set_real(object, "stolen_percent", stolen_percent(run));
     tool_json_print(object);

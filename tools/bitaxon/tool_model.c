@@ -21,6 +21,8 @@ static const isa_choice isa_choices[] = {
     {"c", 0, BITAXON_CPU_NONE},
     {"avx2", BITAXON_CPU_AVX2, BITAXON_CPU_AVX2},
     {"avx512", BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512, BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512},
+    {"avx512vnni", BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512 | BITAXON_CPU_AVX512_VNNI,
+     BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512 | BITAXON_CPU_AVX512_VNNI},
     {"amx", BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512 | BITAXON_CPU_AMX,
      BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512 | BITAXON_CPU_AMX},
     {"neon", BITAXON_CPU_NEON, BITAXON_CPU_NEON},
@@ -71,7 +73,7 @@ int tool_model_args_check(const char *command, const tool_model_args *args)
         const isa_choice *isa = find_isa(args->isa);
         if (isa == NULL) {
             return tool_usage_error(
-                command, "--isa: '%s' is not c, avx2, avx512, amx, neon, dotprod or i8mm",
+                command, "--isa: '%s' is not c, avx2, avx512, avx512vnni, amx, neon, dotprod or i8mm",
                 args->isa);
         }
         if ((isa->features & ~bitaxon_cpu_features()) != 0) {

@@ -24,7 +24,7 @@ typedef struct tool_model_args {
     TOOL_U32("threads", 't', &(args)->threads, 1, 256,                                             \
              "threads that compute (default: all CPUs)"),                                          \
         TOOL_TEXT("isa", 0, "NAME", &(args)->isa,                                                  \
-                  "c, avx2, avx512, amx, neon, dotprod or i8mm\n(default: all that this CPU has)"), \
+                  "c, avx2, avx512, avx512vnni, amx, neon, dotprod\nor i8mm (default: all that this CPU has)"), \
         TOOL_TEXT("accuracy", 0, "NAME", &(args)->accuracy,                                        \
                   "exact, near or fast products of quantised weights\n(default: near; in plain C exact)"), \
         {TOOL_KIND_SIZE,                                                                           \
