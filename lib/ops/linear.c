@@ -14,6 +14,7 @@
 
 #define MAX_JOBS 64
 #define MAX_RANGES 1024
+#define TILED_GROUPS 8u /* of a range of tiled products at least: four panels */
 #define SERIAL_ROWS 8 /* fewer rows are not worth waking anybody for */
 
 bool bxn_needs_sums(const bxn_exec *exec, const bxn_weight *w)
@@ -60,20 +61,23 @@ static void ranges_task(void *context, uint32_t index)
 }
 
 /* Long ranges first, which kernels walk as several streams, and short ones at the end of the
- * list, so that nobody waits long for the last: each takes a fixed part of what is left. */
+ * list, so that nobody waits long for the last: each takes a fixed part of what is left, or, of an item whose
+ * ranges are best long, a thread's share of it. */
 static uint32_t cut(const bxn_item *items, uint32_t count, uint32_t threads, range *out)
 {
     const uint64_t most = (uint64_t)16 << 20; /* work units of a task: some milliseconds in plain C */
     uint64_t left = 0;
     for (uint32_t i = 0; i < count; i++)
         left += items[i].groups * items[i].cost;
-    uint64_t least = left / (MAX_RANGES / 4) + 1;
+    const uint64_t least = left / (MAX_RANGES / 4) + 1, share = left / threads;
     uint32_t n = 0;
     for (uint32_t i = 0; i < count; i++) {
-        uint64_t cost = items[i].cost == 0 ? 1 : items[i].cost;
+        const uint64_t cost = items[i].cost == 0 ? 1 : items[i].cost;
+        const uint64_t few = items[i].least * cost < share ? items[i].least * cost : share;
         for (uint32_t begin = 0; begin < items[i].groups;) {
-            uint64_t work = left / (2 * (uint64_t)threads);
+            uint64_t work = left / ((items[i].least != 0 ? 1 : 2) * (uint64_t)threads);
             work = work < most ? work : most;
+            work = work > few ? work : few;
             uint64_t size = (work > least ? work : least) / cost;
             size = size >= 4 ? size / 4 * 4 : size < 2 ? 2 : size;
             uint64_t rest = items[i].groups - begin;
@@ -401,10 +405,12 @@ void bxn_product(const bxn_exec *exec, const bxn_weight *w, uint32_t group_begin
         add_low_rank(exec, w, group_begin * BXN_UNIT_ROWS, end, args);
 }
 
-uint64_t bxn_product_cost(const bxn_exec *exec, const bxn_weight *w, uint32_t tokens)
+bxn_item bxn_product_item(const bxn_exec *exec, const bxn_weight *w, uint32_t groups, uint32_t tokens)
 {
-    /* Tiles take a fraction of the time, and long ranges, which keep the inputs in the cache. */
-    return (uint64_t)BXN_UNIT_ROWS * w->cols * tokens / (bxn_tiled(exec, w) ? 64 : 1);
+    /* Tiles take a fraction of the time. Each of their ranges brings the inputs into the cache again. */
+    const bool tiled = bxn_tiled(exec, w);
+    const uint64_t cost = (uint64_t)BXN_UNIT_ROWS * w->cols * tokens / (tiled ? 256 : 1);
+    return (bxn_item){ groups, cost, tiled ? TILED_GROUPS : 0 };
 }
 
 typedef struct jobs_context {
@@ -483,8 +489,7 @@ static bitaxon_status run_jobs(const bxn_exec *exec, const bxn_linear_job *jobs,
     bitaxon_status status = make_inputs(exec, c.jobs, count);
     for (uint32_t i = 0; i < count; i++) {
         uint32_t groups = (jobs[i].w->rows + BXN_UNIT_ROWS - 1) / BXN_UNIT_ROWS;
-        items[i] = (bxn_item){ jobs[i].args.count == 0 ? 0 : groups,
-                               bxn_product_cost(exec, jobs[i].w, jobs[i].args.count) };
+        items[i] = bxn_product_item(exec, jobs[i].w, jobs[i].args.count == 0 ? 0 : groups, jobs[i].args.count);
     }
     if (status == BITAXON_OK)
         status = bxn_ranges_run(exec, items, count, jobs_task, &c);

@@ -117,7 +117,7 @@ bitaxon_status bxn_outer_add(const bxn_exec *exec, const float *p, size_t ldp, u
         uint32_t wide = q_cols - first < ITEMS * WIDE ? q_cols - first : ITEMS * WIDE, count = groups_of(wide, WIDE);
         outer_context context = { exec->kernels, { p, ldp, q + first, ldq, rows, c + first, ldc }, p_cols, wide };
         for (uint32_t i = 0; i < count; i++)
-            items[i] = (bxn_item){ groups_of(p_cols, 16), (uint64_t)16 * WIDE * rows };
+            items[i] = (bxn_item){ groups_of(p_cols, 16), (uint64_t)16 * WIDE * rows, 0 };
         status = bxn_ranges_run(exec, items, count, outer_task, &context);
     }
     return status;
@@ -249,14 +249,14 @@ static bitaxon_status full_block(block_context *c)
     const uint32_t outers = trains ? groups_of(w->cols, WIDE) : 0;
     c->parts = c->dx != NULL ? groups_of(c->rows, c->part) : 0;
     for (uint32_t i = 0; i < c->parts; i++)
-        items[i] = (bxn_item){ groups_of(w->cols, BXN_UNIT_COLS), (uint64_t)BXN_UNIT_COLS * w->rows * c->part };
+        items[i] = (bxn_item){ groups_of(w->cols, BXN_UNIT_COLS), (uint64_t)BXN_UNIT_COLS * w->rows * c->part, 0 };
     if (outers > PARTS) { /* a list of its own */
         bitaxon_status status = bxn_outer_add(c->exec, c->dy, c->lddy, w->rows, c->x, c->ldx, w->cols, c->rows,
                                               c->grads->w, w->cols);
         return status == BITAXON_OK && c->parts != 0 ? bxn_ranges_run(c->exec, items, c->parts, input_task, c) : status;
     }
     for (uint32_t i = 0; i < outers; i++)
-        items[c->parts + i] = (bxn_item){ groups_of(w->rows, 16), (uint64_t)16 * WIDE * c->rows };
+        items[c->parts + i] = (bxn_item){ groups_of(w->rows, 16), (uint64_t)16 * WIDE * c->rows, 0 };
     if (trains)
         c->outer = (outer_context){ c->exec->kernels, { c->dy, c->lddy, c->x, c->ldx, c->rows, c->grads->w, w->cols },
                                     w->rows, w->cols };
@@ -300,7 +300,7 @@ static bitaxon_status adapted_block(block_context *c)
         bxn_item items[PARTS];
         uint32_t parts = groups_of(c->rows, c->part);
         for (uint32_t i = 0; i < parts; i++)
-            items[i] = (bxn_item){ groups_of(w->cols, BXN_UNIT_COLS), (uint64_t)BXN_UNIT_COLS * w->rows * c->part };
+            items[i] = (bxn_item){ groups_of(w->cols, BXN_UNIT_COLS), (uint64_t)BXN_UNIT_COLS * w->rows * c->part, 0 };
         status = bxn_ranges_run(exec, items, parts, input_task, c);
         if (status == BITAXON_OK && c->masked != NULL)
             status = bxn_rows_run(exec, c->rows, masked_task, c);

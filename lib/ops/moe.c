@@ -197,12 +197,11 @@ static bitaxon_status run_hidden(moe_context *c)
             break;
         bxn_item items[2 + SLOTS];
         uint32_t n = slots - c->slot < SLOTS ? slots - c->slot : SLOTS;
-        items[0] = (bxn_item){ routed ? 0 : 1, 0 };
-        items[1] = (bxn_item){ p->shared && c->slot == 0 ? groups : 0,
-                               2 * bxn_product_cost(c->exec, &p->gate[0], c->tokens) };
+        items[0] = (bxn_item){ routed ? 0 : 1, 0, 0 };
+        items[1] = bxn_product_item(c->exec, &p->gate[0], p->shared && c->slot == 0 ? groups : 0, 2 * c->tokens);
         for (uint32_t i = 0; i < n; i++) {
-            uint64_t rows = routed ? pairs_of(c->exec->ws, (uint32_t)c->exec->ws->used[c->slot + i]) : 1;
-            items[2 + i] = (bxn_item){ groups, 2 * bxn_product_cost(c->exec, &p->gate[0], 1) * rows };
+            uint32_t rows = routed ? pairs_of(c->exec->ws, (uint32_t)c->exec->ws->used[c->slot + i]) : 1;
+            items[2 + i] = bxn_product_item(c->exec, &p->gate[0], groups, 2 * rows);
         }
         if (c->routed_in != NULL)
             status = gather(c, gathered, n);

@@ -503,7 +503,7 @@ static bitaxon_status run_list(small_list *list)
 static bitaxon_status append(small_list *list, uint32_t expert, int what, uint32_t groups, uint64_t cost)
 {
     bitaxon_status status = list->count == LIST ? run_list(list) : BITAXON_OK;
-    list->items[list->count] = (bxn_item){ groups, cost * pairs_of(list->c, expert) };
+    list->items[list->count] = (bxn_item){ groups, cost * pairs_of(list->c, expert), 0 };
     list->expert[list->count] = expert;
     list->what[list->count++] = (uint8_t)what;
     return status;

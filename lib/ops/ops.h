@@ -224,6 +224,7 @@ static inline bool bxn_cancelled(const atomic_int *cancel)
 typedef struct bxn_item {
     uint32_t groups;
     uint64_t cost;
+    uint32_t least; /* groups that a range has at least, where every range reads the same inputs; 0: few */
 } bxn_item;
 typedef void (*bxn_range_task)(void *context, uint32_t item, uint32_t begin, uint32_t end);
 bitaxon_status bxn_ranges_run(const bxn_exec *exec, const bxn_item *items, uint32_t count,
@@ -283,7 +284,8 @@ void bxn_input_use(const bxn_input *in, bxn_mm_args *args);
 /* Rows 16 * begin ... of y = x W^T with adapters, within a task. args are of an input that w wants. */
 void bxn_product(const bxn_exec *exec, const bxn_weight *w, uint32_t group_begin, uint32_t group_end,
                  const bxn_mm_args *args);
-uint64_t bxn_product_cost(const bxn_exec *exec, const bxn_weight *w, uint32_t tokens); /* of 16 rows */
+/* `groups` times 16 rows of such products as an item of a region. */
+bxn_item bxn_product_item(const bxn_exec *exec, const bxn_weight *w, uint32_t groups, uint32_t tokens);
 
 /* One product of a job list. Sums and integers (or tiles) that the weight needs and args lacks
  * (NULL) are made once for all jobs of the list with the same x; those of jobs with args.rows must

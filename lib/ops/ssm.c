@@ -109,7 +109,7 @@ static bitaxon_status forward(const bxn_exec *exec, const bxn_ssm *p, uint32_t t
     c.in = (bxn_mm_args){ .count = tokens, .y = ws->xz, .ldy = ws->ld_2e };
     bitaxon_status status = bxn_inputs_make(exec, &in, 1);
     bxn_input_use(&in, &c.in);
-    bxn_item items[2] = { { x_groups, bxn_product_cost(exec, &p->in_proj, tokens) } };
+    bxn_item items[2] = { bxn_product_item(exec, &p->in_proj, x_groups, tokens) };
     if (status == BITAXON_OK)
         status = bxn_ranges_run(exec, items, 1, x_task, &c);
     if (status != BITAXON_OK)
@@ -120,15 +120,14 @@ static bitaxon_status forward(const bxn_exec *exec, const bxn_ssm *p, uint32_t t
     c.x = (bxn_mm_args){ .count = tokens, .y = ws->bcd, .ldy = ws->ld_bcd };
     status = bxn_inputs_make(exec, &in, 1);
     bxn_input_use(&in, &c.x);
-    items[0] = (bxn_item){ (p->x_proj.rows + BXN_UNIT_ROWS - 1) / BXN_UNIT_ROWS,
-                           bxn_product_cost(exec, &p->x_proj, tokens) };
-    items[1] = (bxn_item){ all_groups - x_groups, bxn_product_cost(exec, &p->in_proj, tokens) };
+    items[0] = bxn_product_item(exec, &p->x_proj, (p->x_proj.rows + BXN_UNIT_ROWS - 1) / BXN_UNIT_ROWS, tokens);
+    items[1] = bxn_product_item(exec, &p->in_proj, all_groups - x_groups, tokens);
     if (status == BITAXON_OK)
         status = bxn_ranges_run(exec, items, 2, z_task, &c);
     if (status != BITAXON_OK)
         return status;
 
-    items[0] = (bxn_item){ n * x_groups, (uint64_t)16 * 16 * p->states * tokens / n };
+    items[0] = (bxn_item){ n * x_groups, (uint64_t)16 * 16 * p->states * tokens / n, 0 };
     status = bxn_ranges_run(exec, items, 1, scan_task, &c);
     ws->taken = taken; /* there is room for two inputs of this op, not for three */
     return status == BITAXON_OK ? bxn_linear(exec, &p->out_proj, ws->y, ws->ld_e, tokens, ws->r, ws->ld_d) : status;

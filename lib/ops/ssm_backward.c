@@ -139,7 +139,7 @@ static void scan_task(void *context, uint32_t item, uint32_t begin, uint32_t end
 
 static bitaxon_status convolve(ssm_train *c)
 {
-    bxn_item item = { c->p->channels16 / 16, (uint64_t)16 * 4 * c->p->taps * c->pass->rows };
+    bxn_item item = { c->p->channels16 / 16, (uint64_t)16 * 4 * c->p->taps * c->pass->rows, 0 };
     return bxn_ranges_run(&c->pass->exec, &item, 1, convolve_task, c);
 }
 
@@ -159,7 +159,7 @@ static bitaxon_status run_scan(bxn_train_pass *pass, ssm_train *c, const float *
         status = convolve(c);
     if (status == BITAXON_OK)
         status = bxn_train_linear(pass, &p->x_proj, c->xc, c->ld_e, pass->rows, c->bcd, c->ld_bcd);
-    bxn_item item = { p->channels16 / 16, (uint64_t)16 * 16 * p->states * pass->rows };
+    bxn_item item = { p->channels16 / 16, (uint64_t)16 * 16 * p->states * pass->rows, 0 };
     return status == BITAXON_OK ? bxn_ranges_run(&pass->exec, &item, 1, scan_task, c) : status;
 }
 
@@ -302,7 +302,7 @@ static bitaxon_status backward(bxn_train_pass *pass, ssm_train *c, const float *
                                      c->ld_e, false);
     if (status == BITAXON_OK)
         status = convolve(c);
-    bxn_item item = { c->blocks, (uint64_t)3 * BLOCK * 16 * p->states * rows };
+    bxn_item item = { c->blocks, (uint64_t)3 * BLOCK * 16 * p->states * rows, 0 };
     if (status == BITAXON_OK)
         status = bxn_ranges_run(&pass->exec, &item, 1, scan_backward_task, c);
     if (status == BITAXON_OK)
@@ -310,7 +310,7 @@ static bitaxon_status backward(bxn_train_pass *pass, ssm_train *c, const float *
     if (status == BITAXON_OK)
         status = bxn_linear_backward(pass, &p->x_proj, c->xc, c->ld_e, c->bcd, c->ld_bcd, c->dbcd, c->ld_bcd, rows,
                                      c->dxc, c->ld_e, true);
-    item = (bxn_item){ p->channels16 / 16, (uint64_t)16 * 16 * p->taps * rows };
+    item = (bxn_item){ p->channels16 / 16, (uint64_t)16 * 16 * p->taps * rows, 0 };
     if (status == BITAXON_OK)
         status = bxn_ranges_run(&pass->exec, &item, 1, conv_backward_task, c);
     if (status == BITAXON_OK)

@@ -278,7 +278,8 @@ static void scatter_task(void *context, uint32_t item, uint32_t begin, uint32_t 
 
 static bitaxon_status embed_backward(run *r)
 {
-    bxn_item item = { (r->model->embed.cols + SCATTER_COLS - 1) / SCATTER_COLS, (uint64_t)SCATTER_COLS * r->pass.rows };
+    bxn_item item = { (r->model->embed.cols + SCATTER_COLS - 1) / SCATTER_COLS, (uint64_t)SCATTER_COLS * r->pass.rows,
+                      0 };
     return bxn_ranges_run(&r->pass.exec, &item, 1, scatter_task, r);
 }
 

@@ -46,7 +46,7 @@ bitaxon_status bxn_gradient_norm(const bxn_exec *exec, const bxn_parameters *par
     norm_context c = { .kernels = exec->kernels, .grad = parameters->grad, .floats = parameters->floats };
     c.part = bxn_round_up(parameters->floats / NORM_PARTS + 1, NORM_LANES);
     uint32_t parts = (uint32_t)((c.floats + c.part - 1) / c.part);
-    bxn_item item = { parts, c.part };
+    bxn_item item = { parts, c.part, 0 };
     bitaxon_status status = parts == 0 ? BITAXON_OK : bxn_ranges_run(exec, &item, 1, norm_task, &c);
     if (status != BITAXON_OK)
         return status;
@@ -129,7 +129,7 @@ static void muon_task(void *context, uint32_t item, uint32_t begin, uint32_t end
 static bitaxon_status over_rows(muon *m, muon_rows rows, uint32_t count, uint64_t cost)
 {
     muon_context c = { m, rows };
-    bxn_item item = { count, cost };
+    bxn_item item = { count, cost, 0 };
     return bxn_ranges_run(m->exec, &item, 1, muon_task, &c);
 }
 
@@ -288,7 +288,7 @@ bitaxon_status bxn_optimizer_update(const bxn_exec *exec, const bxn_optimizer *o
     c.a.root = (float)(o->bias_correction ? 1 / sqrt(1 - pow(o->beta2, count)) : 1);
     c.a.epsilon = (float)o->epsilon;
     c.keep = (float)(1 - adamw_rate * o->weight_decay);
-    bxn_item pieces = { (uint32_t)((parameters->floats + PIECE - 1) / PIECE), PIECE };
+    bxn_item pieces = { (uint32_t)((parameters->floats + PIECE - 1) / PIECE), PIECE, 0 };
     bitaxon_status status = pieces.groups == 0 ? BITAXON_OK : bxn_ranges_run(&own, &pieces, 1, adamw_task, &c);
     for (uint32_t i = 0; i < parameters->count && c.muon && status == BITAXON_OK; i++) {
         const bxn_parameter *p = &parameters->items[i];

@@ -112,16 +112,16 @@ TILE_INLINE void tile_step(const uint16_t *weight, const uint8_t *x, size_t ldx,
     for (uint32_t s = 0; s < steps; s++, x += 1024, weight += groups * TILE_VALUES) {
         TILE_LOAD(4, x, 64);
         TILE_LOAD(6, weight, 64);
-        TILE_PRODUCT(0, 4, 6);
-        if (groups == 2) {
-            TILE_LOAD(7, weight + TILE_VALUES, 64);
-            TILE_PRODUCT(1, 4, 7);
-        }
-        decode_some(w, next, pace, bits, has_bias);
-        if (blocks == 2) {
+        if (blocks == 2)
             TILE_LOAD(5, x + ldx, 64);
+        if (groups == 2)
+            TILE_LOAD(7, weight + TILE_VALUES, 64);
+        decode_some(w, next, pace, bits, has_bias);
+        TILE_PRODUCT(0, 4, 6);
+        if (groups == 2)
+            TILE_PRODUCT(1, 4, 7);
+        if (blocks == 2)
             TILE_PRODUCT(2, 5, 6);
-        }
         if (blocks == 2 && groups == 2)
             TILE_PRODUCT(3, 5, 7);
     }
@@ -179,19 +179,31 @@ TILE_INLINE void tile_tokens(const bxn_packed *w, tile_panel panel, const uint16
     }
 }
 
-/* Groups [begin, end) x some units from u on x a stretch of tokens: panel after panel. */
-TILE_INLINE void tile_stretch(const bxn_packed *w, uint32_t begin, uint32_t end, uint32_t u, uint32_t units,
-                              const bxn_mm_args *args, uint32_t token, uint32_t token_end, tile_scratch *work,
-                              unsigned bits, int has_bias)
+/* The panel after this one among groups up to `end` x units [u, u_end), `deep` of them in a panel: all units of its
+ * groups, then the next groups; of no group at the end. */
+TILE_INLINE tile_panel tile_after(tile_panel panel, uint32_t end, uint32_t u, uint32_t u_end, uint32_t deep)
 {
-    tile_panel panel = {begin, end - begin < 2 ? end - begin : 2, u, units};
+    panel.u += panel.units;
+    if (panel.u == u_end) {
+        panel.u = u;
+        panel.group += panel.groups;
+        panel.groups = end - panel.group < 2 ? end - panel.group : 2;
+    }
+    panel.units = u_end - panel.u < deep ? u_end - panel.u : deep;
+    return panel;
+}
+
+/* Groups [begin, end) x units [u, u_end) x a stretch of tokens: panel after panel. */
+TILE_INLINE void tile_stretch(const bxn_packed *w, uint32_t begin, uint32_t end, uint32_t u, uint32_t u_end,
+                              uint32_t deep, const bxn_mm_args *args, uint32_t token, uint32_t token_end,
+                              tile_scratch *work, unsigned bits, int has_bias)
+{
+    tile_panel panel = {begin, end - begin < 2 ? end - begin : 2, u, u_end - u < deep ? u_end - u : deep};
     tile_cursor next = tile_decoding(w, panel, work->panels[0]);
     decode_some(w, &next, next.left, bits, has_bias);
     for (unsigned turn = 0; panel.group < end; turn++) {
         const uint16_t *weight = work->panels[turn % 2];
-        tile_panel then = panel;
-        then.group += panel.groups;
-        then.groups = end - then.group < 2 ? end - then.group : 2; /* 0 at the end: nothing is decoded */
+        const tile_panel then = tile_after(panel, end, u, u_end, deep);
         next = tile_decoding(w, then, work->panels[(turn + 1) % 2]);
         if (panel.groups == 2)
             tile_tokens(w, panel, weight, args, token, token_end, work->edge, &next, 2, bits, has_bias);
@@ -219,11 +231,12 @@ TILE_INLINE void tile_product(const bxn_packed *w, uint32_t begin, uint32_t end,
     TILE_BEGIN();
     /* Stretches of tokens and panels as equal as can be. */
     const uint32_t part = tile_share(args->count, TILE_TOKENS, TILE_EDGE), deep = tile_share(w->k_units, TILE_UNITS, 1);
+    const uint32_t wide = part * w->k_units <= TILE_TOKENS * TILE_UNITS ? w->k_units : deep;
     for (uint32_t m = 0; m < args->count; m += part) {
         const uint32_t m_end = args->count - m < part ? args->count : m + part;
-        for (uint32_t u = 0; u < w->k_units; u += deep)
-            tile_stretch(w, begin, end, u, w->k_units - u < deep ? w->k_units - u : deep, args, m, m_end, &work, bits,
-                         has_bias);
+        for (uint32_t u = 0; u < w->k_units; u += wide)
+            tile_stretch(w, begin, end, u, w->k_units - u < wide ? w->k_units : u + wide, deep, args, m, m_end, &work,
+                         bits, has_bias);
     }
     TILE_END();
 }
