@@ -88,34 +88,29 @@ BXN_INLINE void keys_to_tiles(int type, const uint8_t *codes, size_t dim, size_t
     }
 }
 
-/* 16 features of a value; zero when they are not finite as bf16, which *bad notes. */
-BXN_INLINE vec finite_values(int type, const uint8_t *codes, size_t stride, size_t key, size_t f, bool *bad)
-{
-    const vec v = load_values(type, codes, stride, key, f);
-    if (has_scales(type))
-        return v;
-    const __mmask16 wrong = _mm512_cmp_ps_mask(v_abs(v), v_set1(0x1.FFp127f), _CMP_NLT_UQ);
-    *bad |= wrong != 0;
-    return _mm512_maskz_mov_ps((__mmask16)~wrong, v);
-}
-
-/* Values of a page's keys as tiles [keys / 32][features / 16], zeros outside of `keys`: rows are pairs of
- * keys. Returns a bit for each key with a value that is not finite. */
+/* Values of a page's keys as tiles [keys / 32][features / 16], zeros outside of `keys` and for what is not finite
+ * as bf16: rows are pairs of keys. Returns a bit for each key with such a value. */
 BXN_INLINE uint64_t values_to_tiles(int type, const uint8_t *codes, size_t stride, span keys, uint16_t *out)
 {
-    const __m512i order = tile_order();
+    const __m512i order = tile_order(), exponent = _mm512_set1_epi16(0x7F80);
     const size_t columns = stride / 16;
     uint64_t bad = 0;
     for (uint32_t key = 0; key < BXN_PAGE; key += 2) {
         const bool low = key >= keys.begin && key < keys.end, high = key + 1 >= keys.begin && key + 1 < keys.end;
         uint16_t *row = out + key / TILE_DEEP * columns * TILE_SIZE + key % TILE_DEEP / 2 * 32;
-        bool low_bad = false, high_bad = false;
+        __mmask32 wrong = 0; /* low, high, low ... */
         for (size_t c = 0; c < columns; c++) {
-            const vec a = low ? finite_values(type, codes, stride, key, 16 * c, &low_bad) : v_zero();
-            const vec b = high ? finite_values(type, codes, stride, key + 1, 16 * c, &high_bad) : v_zero();
-            _mm512_store_si512(row + c * TILE_SIZE, tile_interleave(a, b, order));
+            const vec a = low ? load_values(type, codes, stride, key, 16 * c) : v_zero();
+            const vec b = high ? load_values(type, codes, stride, key + 1, 16 * c) : v_zero();
+            __m512i pairs = tile_interleave(a, b, order);
+            if (!has_scales(type)) {
+                const __mmask32 here = _mm512_cmpeq_epi16_mask(_mm512_and_si512(pairs, exponent), exponent);
+                pairs = _mm512_maskz_mov_epi16(~here, pairs);
+                wrong |= here;
+            }
+            _mm512_store_si512(row + c * TILE_SIZE, pairs);
         }
-        bad |= (uint64_t)low_bad << key | (uint64_t)high_bad << (key + 1);
+        bad |= (uint64_t)((wrong & 0x55555555u) != 0) << key | (uint64_t)((wrong & 0xAAAAAAAAu) != 0) << (key + 1);
     }
     return bad;
 }
