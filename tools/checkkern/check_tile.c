@@ -177,17 +177,13 @@ bool tile_tables(tile_table out[4], size_t *count, uint64_t features)
     out[n - 1].kernels.quant_bf16 = quant_bf16_emulated;
     out[n - 1].kernels.attention_tile = NULL;
 #if defined(__x86_64__)
-    if (have_emulated512 && (features & BITAXON_CPU_AVX512) &&
+    tile_table wide = {"emul.512", plain};
+    if (tile_emulated512(&wide.kernels) && (features & BITAXON_CPU_AVX512) &&
         __builtin_cpu_supports("avx512bf16")) {
-        out[n] = out[n - 1];
-        out[n].name = "emul.512";
         bxn_kernels simd; /* parts are merged by the vectors that made them */
         bxn_kernels_init(&simd, features & (BITAXON_CPU_AVX2 | BITAXON_CPU_AVX512));
-        out[n].kernels.mm_tile4 = mm_tile4_emulated512;
-        out[n].kernels.mm_tile8 = mm_tile8_emulated512;
-        out[n].kernels.attention_tile = attention_tile_emulated512;
-        out[n].kernels.attention_merge = simd.attention_merge;
-        out[n++].kernels.quant_bf16 = quant_bf16_emulated512;
+        wide.kernels.attention_merge = simd.attention_merge;
+        out[n++] = wide;
     }
 #endif
     bool real = (features & BITAXON_CPU_AMX) != 0 && bxn_amx_request(NULL, NULL) == 0;

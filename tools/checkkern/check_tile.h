@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* check_tile.h - the tile kernel compiled against tile operations in plain C: tile_emulated.c
- * decodes in plain C, tile_emulated512.c in AVX-512 when its compiler can (have_emulated512), and
+ * decodes in plain C, tile_emulated512.c in AVX-512 when its compiler can, and
  * attention_emulated512.c has attention with the vectors of AVX-512. */
 #ifndef CHECK_TILE_H
 #define CHECK_TILE_H
 
 #include "checkkern.h"
-
-extern const int have_emulated512;
 
 #define DECLARE_EMULATED(name)                                                                     \
     void mm_tile4_##name(const bxn_packed *w, uint32_t group_begin, uint32_t group_end,            \
@@ -18,6 +16,9 @@ extern const int have_emulated512;
     void attention_tile_##name(const bxn_attention_args *args, bxn_kv_type type)
 DECLARE_EMULATED(emulated);
 DECLARE_EMULATED(emulated512);
+
+/* Sets the entries of tiles to the forms in AVX-512; false where the compiler left them out. */
+bool tile_emulated512(bxn_kernels *kernels);
 
 /* The ways in which this machine can run the tile products: plain C first, which judges. */
 typedef struct tile_table {

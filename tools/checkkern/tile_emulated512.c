@@ -10,7 +10,18 @@
 #define TILE_NAME(entry) entry##_emulated512
 #include "kernels/x86/tile_body.h"
 
-const int have_emulated512 = 1;
+bool tile_emulated512(bxn_kernels *kernels)
+{
+    kernels->mm_tile4 = mm_tile4_emulated512;
+    kernels->mm_tile8 = mm_tile8_emulated512;
+    kernels->quant_bf16 = quant_bf16_emulated512;
+    kernels->attention_tile = attention_tile_emulated512;
+    return true;
+}
 #else
-const int have_emulated512 = 0;
+bool tile_emulated512(bxn_kernels *kernels)
+{
+    (void)kernels;
+    return false;
+}
 #endif
