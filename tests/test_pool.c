@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_pool.c - the thread pool by itself: every task once whatever the count, several callers
+/* test_pool.c - the thread pool by itself: every task once whatever the count, ranges of tasks, several callers
  * at once, threads that are slow or too many, cancelling, the caller's floating-point state, sleep
  * when idle, fork, CPUs counted, threads that cannot be started, a host's executor. */
 #include <setjmp.h>
@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "fault_host.h"
+#include "ops/ops.h"
 #include "runtime/runtime.h"
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
@@ -113,6 +114,58 @@ static void test_counts(void **state)
             }
         bench_close(&b);
         assert_int_equal(count_threads(), before);
+    }
+}
+
+/* ---- ranges ------------------------------------------------------------------------------------- */
+
+enum { ITEMS = 3 };
+
+typedef struct region {
+    _Atomic uint32_t visits[ITEMS][MOST];
+    _Atomic uint32_t ranges, longest;
+} region;
+
+static void range_task(void *context, uint32_t item, uint32_t begin, uint32_t end)
+{
+    region *r = context;
+    for (uint32_t g = begin; g < end; g++)
+        atomic_fetch_add(&r->visits[item][g], 1);
+    atomic_fetch_add(&r->ranges, 1);
+    uint32_t longest = atomic_load(&r->longest);
+    while (end - begin > longest && !atomic_compare_exchange_weak(&r->longest, &longest, end - begin))
+        continue;
+}
+
+/* Every group of every item once; where ranges are best long and a thread's share is short, one share each. */
+static void test_ranges(void **state)
+{
+    (void)state;
+    static const uint32_t sizes[] = { 1, 2, 3, 16, 48 }, groups[][ITEMS] = { { 160, 0, 0 }, { 1, 0, 0 }, { 7, 160, 33 },
+                                                                            { 3, 640, 8 } };
+    static const uint64_t costs[] = { 1, 4194304 };
+    enum { LEAST = 8 };
+    static region r;
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        bench b;
+        bench_open(&b, sizes[s]);
+        bxn_exec exec = { .pool = b.pool };
+        for (size_t c = 0; c < 4 * 2 * 2; c++) {
+            const uint32_t *count = groups[c / 4], least = c % 2 * LEAST, all = count[0] + count[1] + count[2];
+            bxn_item items[ITEMS];
+            for (int i = 0; i < ITEMS; i++)
+                items[i] = (bxn_item){ count[i], costs[c / 2 % 2], least };
+            memset(&r, 0, sizeof r);
+            assert_int_equal(bxn_ranges_run(&exec, items, ITEMS, range_task, &r), BITAXON_OK);
+            for (int i = 0; i < ITEMS; i++)
+                for (uint32_t g = 0; g < MOST; g++)
+                    assert_int_equal(atomic_load(&r.visits[i][g]), g < count[i]);
+            if (least != 0 && all / sizes[s] < 4 * LEAST) {
+                assert_true(atomic_load(&r.longest) <= all / sizes[s] + 2);
+                assert_true(atomic_load(&r.ranges) <= sizes[s] + ITEMS);
+            }
+        }
+        bench_close(&b);
     }
 }
 
@@ -596,7 +649,8 @@ static void test_executor(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_counts), cmocka_unit_test(test_callers), cmocka_unit_test(test_nested),
+        cmocka_unit_test(test_counts), cmocka_unit_test(test_ranges), cmocka_unit_test(test_callers),
+        cmocka_unit_test(test_nested),
         cmocka_unit_test(test_slow_thread), cmocka_unit_test(test_crowded), cmocka_unit_test(test_cpus),
         cmocka_unit_test(test_cancel), cmocka_unit_test(test_float_state), cmocka_unit_test(test_idle),
         cmocka_unit_test(test_fork), cmocka_unit_test(test_no_threads), cmocka_unit_test(test_no_memory),

@@ -224,7 +224,7 @@ static inline bool bxn_cancelled(const atomic_int *cancel)
 typedef struct bxn_item {
     uint32_t groups;
     uint64_t cost;
-    uint32_t least; /* groups that a range has at least, where every range reads the same inputs; 0: few */
+    uint32_t least; /* groups that a range should have, where every range reads the same inputs; 0: no matter */
 } bxn_item;
 typedef void (*bxn_range_task)(void *context, uint32_t item, uint32_t begin, uint32_t end);
 bitaxon_status bxn_ranges_run(const bxn_exec *exec, const bxn_item *items, uint32_t count,
