@@ -22,7 +22,7 @@ enum { VOCAB = 96, LENGTH = 150 };
 
 /* ---- tile kernels that watch how they are called ------------------------------------------- */
 
-static atomic_uint products, rows_made, wrong;
+static atomic_uint products, rows_made, attended, longest, wrong;
 static _Atomic(const unsigned char *) room_begin, room_end; /* of inputs, in the workspace */
 
 static void watch(const void *begin, size_t bytes)
@@ -37,6 +37,9 @@ static void watch_product(const bxn_packed *w, const bxn_mm_args *args)
 {
     size_t block = bxn_tile_bytes((size_t)w->k_units * BXN_UNIT_COLS);
     atomic_fetch_add(&products, 1);
+    for (unsigned most = atomic_load(&longest); args->count > most;)
+        if (atomic_compare_exchange_weak(&longest, &most, args->count))
+            break;
     if (args->rows != NULL || args->ldxq != block)
         atomic_store(&wrong, 1);
     watch(args->xq, (args->count + 15) / 16 * block);
@@ -54,11 +57,22 @@ static void watched_tile8(const bxn_packed *w, uint32_t begin, uint32_t end, con
     bxn_mm_tile8_ref(w, begin, end, args);
 }
 
+static void watched_attention(const bxn_attention_args *args, bxn_kv_type type)
+{
+    atomic_fetch_add(&attended, 1);
+    bxn_attention_tile_ref(args, type);
+}
+
 static void watched_bf16(const float *x, size_t columns, void *tiles, uint32_t row)
 {
     atomic_fetch_add(&rows_made, 1);
     watch(tiles, bxn_tile_bytes(columns));
     bxn_quant_bf16_ref(x, columns, tiles, row);
+}
+
+static unsigned all_calls(void)
+{
+    return atomic_load(&products) + atomic_load(&rows_made) + atomic_load(&attended);
 }
 
 /* ---- models -------------------------------------------------------------------------------- */
@@ -116,7 +130,7 @@ static bitaxon_model *open_model(const char *path, tiles kind, int32_t accuracy,
         model->core.kernels.mm_tile4 = watched_tile4;
         model->core.kernels.mm_tile8 = watched_tile8;
         model->core.kernels.quant_bf16 = watched_bf16;
-        model->core.kernels.attention_tile = bxn_attention_tile_ref;
+        model->core.kernels.attention_tile = watched_attention;
     }
     if (kind == AMX && model->core.kernels.mm_tile4 == NULL) {
         bitaxon_model_free(model);
@@ -193,8 +207,11 @@ static void check_passes(const char *path, tiles kind)
     bitaxon_model *model = open_model(path, kind, BITAXON_ACCURACY_NEAR, 2);
     if (model == NULL)
         return;
-    bitaxon_cache_params cache = { .struct_size = sizeof cache, .max_tokens = LONG };
+    bitaxon_cache_params cache = { .struct_size = sizeof cache, .max_tokens = LONG }, told;
     bitaxon_session_params params = { .struct_size = sizeof params, .cache_params = &cache };
+    int64_t before, after;
+    OK(bitaxon_model_info_int(model, "bytes_used", &before, &error));
+    OK(bxn_cache_params_check(&model->core.config, &cache, &told, &error));
     bitaxon_session *session;
     OK(bitaxon_session_create(model, &params, &session, &error));
     assert_int_equal(session->core.ws.tokens, BXN_TILE_AMX);
@@ -202,7 +219,21 @@ static void check_passes(const char *path, tiles kind)
     atomic_store(&room_end, session->core.ws.inputs + session->core.ws.inputs_bytes);
     for (uint32_t i = 0; i < LONG; i++)
         ids[i] = (int32_t)((i * 2246822519u ^ i >> 3) % VOCAB);
+    atomic_store(&longest, 0);
+    atomic_store(&attended, 0);
     OK(bitaxon_session_evaluate(session, ids, LONG, whole, &error));
+    if (kind == PLAIN_C) { /* as few passes as there can be, as equal as can be */
+        assert_in_range(atomic_load(&longest), LONG / 3, LONG / 3 + 64);
+        assert_true(atomic_load(&attended) > 0);
+    }
+    const bxn_config *config = &model->core.config;
+    const size_t state_floats = bxn_config_state_floats(config);
+    const uint64_t expected =
+        bxn_alloc_cost(sizeof *session) + bxn_session_bytes(config, state_floats, LONG, true) +
+        bxn_alloc_cost(sizeof(bitaxon_cache)) +
+        bxn_cache_bytes(config, state_floats, bxn_config_attention_layers(config), &told, true);
+    OK(bitaxon_model_info_int(model, "bytes_used", &after, &error));
+    assert_int_equal(after - before, expected); /* every page has been taken */
     static const size_t sizes[] = { BXN_TILE_AMX, 333 };
     for (int s = 0; s < 2; s++) {
         bitaxon_cache_reset(bitaxon_session_cache(session));
@@ -253,9 +284,9 @@ static void play(bitaxon_session *session, record *out)
         }
         for (; script[i].decoded && at < script[i].end; at++) {
             const float *logits;
-            unsigned before = atomic_load(&products) + atomic_load(&rows_made);
+            unsigned before = all_calls();
             OK(bitaxon_session_decode(session, &out->tokens[at], &error));
-            assert_int_equal(atomic_load(&products) + atomic_load(&rows_made), before);
+            assert_int_equal(all_calls(), before);
             OK(bitaxon_session_logits(session, &logits, &error));
             memcpy(out->logits + at * VOCAB, logits, VOCAB * sizeof *logits);
         }
@@ -446,9 +477,9 @@ static void test_exact_takes_none(void **state)
     static float with[LENGTH * VOCAB], without[LENGTH * VOCAB];
     for (int i = 0; i < MODELS; i++) {
         logits_of(paths[i], NO_TILES, BITAXON_ACCURACY_EXACT, without);
-        unsigned before = atomic_load(&products) + atomic_load(&rows_made);
+        unsigned before = all_calls();
         logits_of(paths[i], PLAIN_C, BITAXON_ACCURACY_EXACT, with);
-        assert_int_equal(atomic_load(&products) + atomic_load(&rows_made), before);
+        assert_int_equal(all_calls(), before);
         same_bits(with, without, LENGTH * VOCAB, paths[i], "exact with tile kernels", 0);
     }
 }

@@ -108,6 +108,8 @@ static void check_tiles(run *r, uint8_t code_bits)
         for (uint32_t rows = 16; rows <= 48; rows += 16) /* several panels of inputs */
             tile_case(r, rows, 2100 + rows, 33, code_bits, 2, has_bias, false, 0);
         tile_case(r, 40, 140, 400, code_bits, 2, has_bias, false, 0); /* stretches of tokens */
+        if (has_bias) /* two of them, whose inputs do not fit into the cache whole, x panels of 6 and 5 units */
+            tile_case(r, 40, 1400, 700, code_bits, 2, true, false, 0);
         for (int special = 1; special <= 3; special++)
             tile_case(r, 40, 300, 20, code_bits, 2, has_bias, special == 2, special);
     }

@@ -25,8 +25,8 @@ BXN_INLINE size_t tile_up(size_t value, size_t multiple)
     return (value + multiple - 1) / multiple * multiple;
 }
 
-/* y[16][16 * columns] += rows of a (lda bytes apart, TILE_DEEP values a step) times tiles of b, `ldb` tiles
- * from step to step. */
+/* y[16][16 * columns] += (with `clear`: =) rows of a (lda bytes apart, TILE_DEEP values a step) times tiles of b,
+ * `ldb` tiles from step to step. */
 BXN_INLINE void rows_product(const uint8_t *a, size_t lda, const uint16_t *b, size_t ldb, size_t steps, float *y,
                              size_t ldy, bool clear, unsigned columns)
 {

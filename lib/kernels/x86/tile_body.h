@@ -59,10 +59,11 @@ typedef struct tile_cursor {
 
 TILE_INLINE tile_cursor tile_decoding(const bxn_packed *w, tile_panel panel, uint16_t *out)
 {
-    tile_cursor c = {.out = out, .left = panel.units * panel.groups * TILE_PARTS, .groups = panel.groups,
-                     .across = (size_t)w->k_units * w->unit_bytes};
-    c.unit = w->data + ((size_t)panel.group * w->k_units + panel.u) * w->unit_bytes;
-    return c;
+    const size_t across = (size_t)w->k_units * w->unit_bytes;
+    if (panel.groups == 0)
+        return (tile_cursor){.left = 0};
+    return (tile_cursor){.unit = w->data + panel.group * across + (size_t)panel.u * w->unit_bytes, .out = out,
+                         .left = panel.units * panel.groups * TILE_PARTS, .groups = panel.groups, .across = across};
 }
 
 TILE_INLINE void decode_some(const bxn_packed *w, tile_cursor *c, uint32_t parts, unsigned bits, int has_bias)
@@ -79,7 +80,7 @@ TILE_INLINE void decode_some(const bxn_packed *w, tile_cursor *c, uint32_t parts
             c->unit += c->across;
             c->out += TILE_VALUES;
         } else {
-            c->unit += w->unit_bytes - (c->groups - 1) * c->across;
+            c->unit = c->unit - (c->groups - 1) * c->across + w->unit_bytes;
             c->out += (4 * c->groups - (c->groups - 1)) * (size_t)TILE_VALUES;
             c->group = 0;
         }

@@ -17,7 +17,7 @@
 #endif
 #define BXN_INLINE static inline __attribute__((always_inline))
 
-/* Lanes below n, for n < 16. */
+/* Lanes below n, for n <= 16. */
 BXN_INLINE __mmask16 tail_mask(size_t n)
 {
     return (__mmask16)((1u << n) - 1);
