@@ -22,7 +22,7 @@ typedef struct bitaxon_model bitaxon_model;
 enum {
     BITAXON_MODEL_NO_MMAP = 1,        /* read weights into private memory */
     /* The process may ask the kernel for AMX (process-wide). Where there is AMX, prompts are then read with
-     * products of bf16 tiles, in the accuracies near and fast: see there. */
+     * products and attention in bf16 tiles, in the accuracies near and fast: see there. */
     BITAXON_MODEL_ALLOW_AMX = 2,
     BITAXON_MODEL_TOKENIZER_ONLY = 4, /* config.json is optional, weights are not opened */
     BITAXON_MODEL_NO_TOKENIZER = 8    /* do not read tokenizer.json */
@@ -32,9 +32,10 @@ enum {
  * prompt and decoding are the same arithmetic in each; so are any split of a prompt, any
  * batch and any number of threads, to the bit. Unquantised weights, routing, the scan and
  * attention are computed in f32 in all of them.
- * With AMX (BITAXON_MODEL_ALLOW_AMX) near and fast read prompts (prefill, evaluate, score) in bf16,
- * 2.4e-3 for a product, and decode as stated here. Each token keeps how it was read: rewind,
- * clones and saved caches give its bits again. Exact is the same with AMX and without.
+ * With AMX (BITAXON_MODEL_ALLOW_AMX) near and fast read prompts (prefill, evaluate, score) in bf16:
+ * products with quantised weights, 2.4e-3 each, and both products of attention with any type of
+ * cache. They decode as stated here. Each token keeps how it was read: rewind, clones and
+ * saved caches give its bits again. Exact is the same with AMX and without.
  * Errors: of one product of 2560 Gaussian inputs, relative to its root mean square. */
 enum {
     BITAXON_ACCURACY_DEFAULT = 0, /* NEAR with any instruction set beyond plain C, else EXACT */
@@ -54,7 +55,8 @@ typedef struct bitaxon_model_params {
     const bitaxon_file *files; /* instead of path: the same files by name */
     uint32_t file_count;
     /* Threads that compute, the calling one included. 0: the CPUs this process
-     * may use (affinity and cgroup quota). At most 256. Ignored with parallel_for. */
+     * may use (affinity and cgroup quota). At most 256. Ignored with parallel_for.
+     * The calling one needs 256 KiB of stack; the others have it. */
     uint32_t threads;
     /* BITAXON_CPU_* features the model may use; 0: all that are detected. Use
      * BITAXON_CPU_NONE to allow plain C only. */

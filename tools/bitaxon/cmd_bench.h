@@ -112,6 +112,7 @@ typedef struct bench_facts {
     uint64_t parameters, active, context, window, vocab;
     uint64_t mapped;
     unsigned threads;
+    bool quantized; /* any weight: prompts of others are f32 in every accuracy */
     double expert_bytes, other_bytes; /* of weights: all routed experts; what every token reads */
     double experts, top_k;
     double head_parameters; /* of active: embedding and head, which a prompt does not multiply by */

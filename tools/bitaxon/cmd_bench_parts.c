@@ -75,6 +75,7 @@ static void count_weights(const bitaxon_model *model, bench_facts *facts)
         } else if (strcmp(info.name, "embed_tokens") != 0 || is_tied) {
             facts->other_bytes += (double)info.bytes; /* of an embedding alone, one row */
         }
+        facts->quantized = facts->quantized || strcmp(info.format, "float") != 0;
         if (ends_with(info.name, ".q_proj")) {
             facts->attention_layers++;
         }
@@ -119,7 +120,7 @@ int bench_open_model(bench_run *run)
     count_weights(run->model, facts);
     facts->kv_bytes = facts->attention_layers > 0 ? kv_bytes(run, facts->window) : 0.0;
     run->threads = facts->threads;
-    run->peak = bench_peak_for(facts->features, strcmp(facts->accuracy, "exact") != 0);
+    run->peak = bench_peak_for(facts->features, facts->quantized && strcmp(facts->accuracy, "exact") != 0);
     run->float_peak = bench_peak_for(facts->features, false);
 
     bitaxon_cache_params cache = {.struct_size = sizeof cache};
