@@ -133,6 +133,10 @@ static bitaxon_model *open_model(const char *path, tiles kind, int32_t accuracy,
         model->core.kernels.attention_tile = watched_attention;
     }
     if (kind == AMX && model->core.kernels.mm_tile4 == NULL) {
+        static bool told;
+        if (!told)
+            print_message("SKIP tiles on AMX: the machine, the compiler or the system lacks it\n");
+        told = true;
         bitaxon_model_free(model);
         return NULL;
     }

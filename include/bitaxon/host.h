@@ -31,8 +31,8 @@ typedef struct bitaxon_host {
      * threads, and return after the last has finished: 0, or non-zero when it
      * could not. Tasks neither sleep nor throw, but one may spin for what another that
      * has begun is doing: a thread that runs a task must be let run. Each restores the
-     * floating-point state of the thread that runs it. They need 256 KiB of
-     * stack. */
+     * floating-point state of the thread that runs it. They need 256 KiB
+     * of stack. */
     int32_t (*parallel_for)(void *user, uint32_t count,
                             void (*task)(void *context, uint32_t index), void *context);
 } bitaxon_host;

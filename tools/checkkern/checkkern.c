@@ -230,8 +230,9 @@ static uint64_t check_tile_entries(const options *o, uint64_t features, uint64_t
     tile_table tables[4];
     size_t count;
     uint64_t failures = 0, before = *ran;
-    bool real = tile_tables(tables, &count, features);
+    bool real = tile_tables(tables, &count, features), wide = false;
     for (size_t t = 0; t < count; t++) {
+        wide = wide || strcmp(tables[t].name, "emul.512") == 0;
         for (size_t e = 0; e < entry_count; e++) {
             if (entries[e].group != GROUP_TILE || !wanted(o, entries[e].name, tables[t].name) ||
                 !tile_has(&tables[t], entries[e].name))
@@ -246,8 +247,13 @@ static uint64_t check_tile_entries(const options *o, uint64_t features, uint64_t
             ++*ran;
         }
     }
-    if (*ran != before)
+    if (*ran != before) {
         printf("amx: %s\n", real ? "on the processor" : "emulated");
+        if (!real)
+            printf("SKIP amx on the processor: the machine, the compiler or the system lacks it\n");
+        if (!wide)
+            printf("SKIP emul.512: the machine or the compiler lacks AVX-512 with BF16\n");
+    }
     return failures;
 }
 
